@@ -1,0 +1,48 @@
+"""pdadmm: graph-augmented MLPs trained by pdADMM-G, every layer updated in parallel.
+
+The public names load on first use, so that ``import pdadmm`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Augmenter": "pdadmm.augment",
+    "DivergenceError": "pdadmm.errors",
+    "GAMLP": "pdadmm.models.gamlp",
+    "Graph": "pdadmm.data",
+    "History": "pdadmm.history",
+    "InputError": "pdadmm.errors",
+    "PDADMMG": "pdadmm.admm.estimator",
+    "csbm": "pdadmm.data",
+    "digits": "pdadmm.data",
+    "load_dataset": "pdadmm.data",
+    "load_model": "pdadmm.models.gamlp",
+    "make_splits": "pdadmm.data",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:  # what editors see
+    from pdadmm.admm.estimator import PDADMMG
+    from pdadmm.augment import Augmenter
+    from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
+    from pdadmm.errors import DivergenceError, InputError
+    from pdadmm.history import History
+    from pdadmm.models.gamlp import GAMLP, load_model
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pdadmm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

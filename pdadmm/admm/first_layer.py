@@ -1,0 +1,187 @@
+"""The first layer's W, b update: p_1 never changes, so its factor is computed once and reused.
+
+FIRST_LAYERS has one row per form. All of them see X (N, n_0), the augmented features of every labelled
+node with the V training nodes first, shifted so that the training rows have mean zero; kappa_1, the ridge
+on W_1, is fixed over the whole run, whatever nu does. ``update(z)`` solves for W_1, b_1 and returns
+a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
+
+__all__ = ["FIRST_LAYERS", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
+
+
+class GramFirst:
+    """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
+
+    kappa_1 is ``kappa_first`` times the mean diagonal of p^T p. The inverse costs n_0^3 once.
+    """
+
+    name = "gram"
+
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
+        self.X, self.p = X, X[:nodes]
+        gram = self.p.mT @ self.p
+        self.kappa = kappa_first * float(gram.diagonal().double().mean())
+        gram.diagonal().add_(self.kappa or torch.finfo(X.dtype).eps * float(gram.trace()))
+        self.inverse = spd_inverse(gram)
+
+    @staticmethod
+    def cost(nodes: int, inputs: int, width: int) -> float:
+        """Floating-point operations per iteration."""
+        return 2.0 * width * inputs * (2 * nodes + inputs)
+
+    def set_weights(self, W: Tensor, b: Tensor) -> None:
+        """Set W_1 and b_1."""
+        self.W, self.b = W, b
+
+    def start(self) -> Tensor:
+        """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
+        return torch.addmm(self.b, self.p, self.W.mT)
+
+    def update(self, z: Tensor) -> Tensor:
+        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
+        self.b = z.mean(0)
+        # p has mean zero, so z and its centred form have the same cross product
+        self.W = (z.mT @ self.p) @ self.inverse
+        return torch.addmm(self.b, self.p, self.W.mT)
+
+    def forward(self) -> Tensor:
+        """Return X W_1^T + b_1 for every row of X."""
+        return torch.addmm(self.b, self.X, self.W.mT)
+
+    def penalty(self) -> float:
+        """Return kappa_1 |W_1|^2."""
+        return self.kappa * float(self.W.double().square().sum())
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return W_1 and b_1 for the shifted features."""
+        return self.W, self.b
+
+    def snapshot(self) -> Any:
+        """Return a copy of the weights that ``restore`` takes."""
+        return self.W.clone(), self.b.clone()
+
+    def restore(self, state: Any) -> None:
+        """Go back to a snapshot."""
+        self.W, self.b = state[0].clone(), state[1].clone()
+
+
+class KernelFirst:
+    """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
+
+    a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean diagonal
+    of p p^T. The kernel of all labelled nodes with the training nodes is kept for evaluation.
+    """
+
+    name = "kernel"
+
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
+        self.X, self.p = X, X[:nodes]
+        self.kernel = X @ self.p.mT
+        system = self.kernel[:nodes].clone()
+        self.kappa = kappa_first * float(system.diagonal().double().mean())
+        self.kappa = self.kappa or torch.finfo(X.dtype).eps * float(system.trace())
+        system.diagonal().add_(self.kappa)
+        self.inverse = spd_inverse(system)
+        self.alpha: Tensor | None = None
+
+    @staticmethod
+    def cost(nodes: int, inputs: int, width: int) -> float:
+        """Floating-point operations per iteration."""
+        return 2.0 * width * nodes * nodes
+
+    def set_weights(self, W: Tensor, b: Tensor) -> None:
+        """Set W_1, explicit until the first update, and b_1."""
+        self.W, self.b, self.alpha = W, b, None
+
+    def start(self) -> Tensor:
+        """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
+        if self.alpha is None:
+            return torch.addmm(self.b, self.p, self.W.mT)
+        return torch.addmm(self.b, self.kernel[: len(self.p)], self.alpha)
+
+    def update(self, z: Tensor) -> Tensor:
+        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
+        self.b = z.mean(0)
+        self.alpha = self.inverse @ (z - self.b)
+        return z - self.kappa * self.alpha
+
+    def forward(self) -> Tensor:
+        """Return X W_1^T + b_1 for every row of X."""
+        if self.alpha is None:
+            return torch.addmm(self.b, self.X, self.W.mT)
+        return torch.addmm(self.b, self.kernel, self.alpha)
+
+    def penalty(self) -> float:
+        """Return kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>."""
+        if self.alpha is None:
+            return self.kappa * float(self.W.double().square().sum())
+        image = self.kernel[: len(self.p)] @ self.alpha
+        return self.kappa * float((image.double() * self.alpha).sum())
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return W_1 and b_1 for the shifted features."""
+        return (self.W if self.alpha is None else self.alpha.mT @ self.p), self.b
+
+    def snapshot(self) -> Any:
+        """Return a copy of the weights that ``restore`` takes."""
+        return (self.W, None, self.b) if self.alpha is None else (None, self.alpha.clone(), self.b)
+
+    def restore(self, state: Any) -> None:
+        """Go back to a snapshot."""
+        W, alpha, self.b = state
+        if alpha is None:
+            self.set_weights(W, self.b)
+        else:
+            self.alpha = alpha.clone()
+
+
+class GradientFirst:
+    """The paper's own W_1 step: one majorised gradient step an iteration, nothing factored."""
+
+    name = "gradient"
+
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
+        self.X, self.p = X, X[:nodes]
+        # the same units as the prefactored forms
+        scale = float(self.p.double().square().sum()) / max(1, min(self.p.shape))
+        self.kappa = kappa_first * scale
+
+    @staticmethod
+    def cost(nodes: int, inputs: int, width: int) -> float:
+        """Floating-point operations per iteration."""
+        return 4.0 * width * inputs * nodes
+
+    def start(self) -> Tensor:
+        """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
+        self.a = torch.addmm(self.b, self.p, self.W.mT)
+        return self.a.clone()
+
+    def update(self, z: Tensor) -> Tensor:
+        """Take one gradient step on |z - p W^T - b|^2 + kappa_1 |W|^2 in W, then the exact b; return a."""
+        r = z - self.a
+        update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa)
+        update_b_(self.b, r)
+        self.a = z - r
+        return self.a.clone()
+
+    set_weights, forward, penalty = GramFirst.set_weights, GramFirst.forward, GramFirst.penalty
+    weights, snapshot, restore = GramFirst.weights, GramFirst.snapshot, GramFirst.restore
+
+
+FIRST_LAYERS = {row.name: row for row in (GramFirst, KernelFirst, GradientFirst)}
+
+
+def choose_first_layer(name: str, nodes: int, inputs: int) -> type[GramFirst | KernelFirst | GradientFirst]:
+    """Return the row for ``name``; "auto" is the smaller of the two factors."""
+    if name == "auto":
+        name = "gram" if nodes >= inputs else "kernel"
+    return FIRST_LAYERS[name]

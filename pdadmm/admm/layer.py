@@ -1,0 +1,202 @@
+"""One layer's state (p, W, b, z, q, r) and its updates, on the rank that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.activations import PiecewiseLinear
+from pdadmm.admm.first_layer import GradientFirst, GramFirst, KernelFirst
+from pdadmm.admm.link import Link
+from pdadmm.admm.losses import CrossEntropy, SquaredError
+from pdadmm.admm.updates import (
+    Moments,
+    prepare_p_exact,
+    update_b_,
+    update_p_exact_,
+    update_p_gradient_,
+    update_q_,
+    update_W_b_exact,
+    update_W_gradient_,
+)
+
+__all__ = ["FirstLayer", "HiddenLayer", "Layer", "Penalties"]
+
+
+@dataclass
+class Penalties:
+    """The scalars of the augmented Lagrangian and of the proximal terms; rho may change on a schedule."""
+
+    nu: float
+    rho: float
+    mu: float
+    kappa_identity: float
+    prox_W: float
+    prox_z: float
+
+
+@dataclass
+class Terms:
+    """What one layer adds to the objective and to the residuals, in float64."""
+
+    risk: float = 0.0
+    linear: float = 0.0  # |z - p W^T - b|^2
+    activation: float = 0.0  # |q - f(z)|^2
+    ridge: float = 0.0  # every ridge on W, as it stands in the objective
+    link: float = 0.0  # |p_{l+1} - q_l|^2
+    dual: float = 0.0  # <u_l, p_{l+1} - q_l>
+    q_squared: float = 0.0
+
+
+def squared_norm(x: Tensor) -> float:
+    """Return |x|^2, summed in float64."""
+    return float(x.double().square().sum())
+
+
+class Layer:
+    """What every layer has in common: z, r, the links to its neighbours, the z- and q-updates."""
+
+    def __init__(self, index: int, activation: PiecewiseLinear, penalties: Penalties) -> None:
+        self.index, self.activation, self.penalties = index, activation, penalties
+        self.below: Link | None = None  # None for layer 1
+        self.above: Link | None = None  # None for layer L
+        self.loss: CrossEntropy | SquaredError | None = None  # set for layer L
+        self.y: Tensor | None = None
+
+    def attach_loss(self, loss: CrossEntropy | SquaredError, y: Tensor) -> None:
+        """Make this the last layer; y (V,) are the classes of the training nodes."""
+        self.loss, self.y = loss, y
+
+    def begin(self, a: Tensor) -> Tensor:
+        """Begin a stage at a feasible point: z = a and no residual."""
+        self.z, self.r = a, torch.zeros_like(a)
+        return a
+
+    def update_z(self, a: Tensor) -> None:
+        """z_l: element-wise minimiser, or the loss's Newton steps on the last layer; then r = z - a."""
+        if self.loss is not None:
+            self.z = self.loss.minimise(a, self.y, self.penalties.nu, self.z)
+        else:
+            self.z = self.activation.minimise(a, self.above.q, self.z, self.penalties.prox_z)
+        torch.sub(self.z, a, out=self.r)
+
+    def update_q(self) -> None:
+        """q_l from p_{l+1} of this iteration."""
+        link, penalties = self.above, self.penalties
+        update_q_(link.q, link.p, link.u, self.activation(self.z), penalties.nu, penalties.rho)
+
+    def terms(self) -> Terms:
+        """Return this layer's share of the objective and the residuals."""
+        terms = Terms(linear=squared_norm(self.r), ridge=self.ridge())
+        if self.loss is not None:
+            terms.risk = self.loss.value(self.z, self.y)
+        else:
+            link = self.above
+            gap = link.p.double() - link.q
+            terms.activation = squared_norm(link.q - self.activation(self.z))
+            terms.link = float(gap.square().sum())
+            terms.dual = float((link.u.double() * gap).sum())
+            terms.q_squared = squared_norm(link.q)
+        return terms
+
+
+class FirstLayer(Layer):
+    """Layer 1: p_1 is fixed, and W_1, b_1 are solved by one of FIRST_LAYERS."""
+
+    def __init__(
+        self,
+        solver: GramFirst | KernelFirst | GradientFirst,
+        activation: PiecewiseLinear,
+        penalties: Penalties,
+    ) -> None:
+        super().__init__(0, activation, penalties)
+        self.solver = solver
+
+    def start(self, _: Tensor | None) -> Tensor:
+        """Begin a stage from the present W_1 and b_1; return a."""
+        return self.begin(self.solver.start())
+
+    def update_W_b(self) -> Tensor:
+        """Solve for W_1 and b_1; return a = p_1 W_1^T + b_1."""
+        return self.solver.update(self.z)
+
+    def ridge(self) -> float:
+        """Return nu/2 kappa_1 |W_1|^2."""
+        return 0.5 * self.penalties.nu * self.solver.penalty()
+
+    def forward(self, _: Tensor | None) -> Tensor:
+        """Return X W_1^T + b_1 for every labelled node."""
+        return self.solver.forward()
+
+
+class HiddenLayer(Layer):
+    """Layers 2..L; ``exact`` chooses between the two forms of the p- and the W-update.
+
+    ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I).
+    """
+
+    def __init__(
+        self,
+        index: int,
+        W: Tensor,
+        b: Tensor,
+        activation: PiecewiseLinear,
+        penalties: Penalties,
+        exact: bool,
+        identity: bool,
+    ) -> None:
+        super().__init__(index, activation, penalties)
+        self.W, self.b, self.exact = W, b, exact
+        square = identity and W.shape[0] == W.shape[1]
+        self.target = torch.eye(len(W), dtype=W.dtype) if square else None
+
+    def start(self, h: Tensor) -> Tensor:
+        """Begin a stage with input h (V, n_{l-1}); return a. Fixes the unit of the relative ridges."""
+        # the mean diagonal of p^T p at the stage's start: fixed, so that the objective is one function
+        self.unit = squared_norm(h) / h.shape[1] or 1.0
+        return self.begin(torch.addmm(self.b, h, self.W.mT))
+
+    @property
+    def kappa(self) -> float:
+        """The ridge toward I, as a W-update sees it."""
+        return 0.0 if self.target is None else self.penalties.kappa_identity * self.unit
+
+    def prepare_p(self) -> None:
+        """What the p-update can do before q of the last iteration has arrived."""
+        nu, rho = self.penalties.nu, self.penalties.rho
+        if self.exact:
+            self.prepared = prepare_p_exact(self.z, self.W, self.b, nu, rho)
+
+    def update_p(self) -> None:
+        """p_l from q_{l-1} and u_{l-1} of the last iteration."""
+        nu, rho, link = self.penalties.nu, self.penalties.rho, self.below
+        if self.exact:
+            update_p_exact_(link.p, self.prepared, link.q, link.u, rho)
+            del self.prepared
+        else:
+            update_p_gradient_(link.p, self.r, self.W, link.q, link.u, nu, rho)
+
+    def update_W_b(self) -> Tensor:
+        """W_l, then b_l; return a = p W^T + b."""
+        p, nu, mu = self.below.p, self.penalties.nu, self.penalties.mu
+        if not self.exact:
+            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target)
+            update_b_(self.b, self.r)
+            return self.z - self.r
+        prox = self.penalties.prox_W * self.unit
+        moments = Moments.of(p, self.z)
+        self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
+        return torch.addmm(self.b, p, self.W.mT)
+
+    def ridge(self) -> float:
+        """Return mu/2 |W|^2 + nu/2 kappa |W - I|^2."""
+        value = 0.5 * self.penalties.mu * squared_norm(self.W)
+        if self.target is not None:
+            value += 0.5 * self.penalties.nu * self.kappa * squared_norm(self.W - self.target)
+        return value
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return h W^T + b."""
+        return torch.addmm(self.b, h, self.W.mT)

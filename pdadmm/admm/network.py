@@ -1,0 +1,117 @@
+"""The layers of one growth stage that live on one rank, and one iteration of pdADMM-G over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.layer import FirstLayer, Layer, Terms
+from pdadmm.admm.link import Link
+from pdadmm.parallel.placement import owner_of
+from pdadmm.parallel.transport import Transport
+
+__all__ = ["Network"]
+
+
+class Network:
+    """The run of layers that ``placement`` gives this rank, joined to its neighbours by Links.
+
+    Building it is collective: the forward pass that gives every layer its start goes through the ranks
+    (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], placement: Sequence[range], nodes: int, transport: Transport
+    ) -> None:
+        self.layers, self.transport = list(layers), transport
+        self.uppers = [layer for layer in self.layers if layer.index > 0]
+        depth = max(run.stop for run in placement)
+        self.lowers = [layer for layer in self.layers if layer.index + 1 < depth]
+        self.active = bool(self.layers)
+        if not self.active:
+            return
+        first, last = self.layers[0].index, self.layers[-1].index
+        self.rank_below = owner_of(placement, first - 1) if first > 0 else None
+        self.rank_above = owner_of(placement, last + 1) if last + 1 < depth else None
+        self._start(nodes)
+
+    def _start(self, nodes: int) -> None:
+        """Pass the training nodes' activations up and set every layer to a feasible point."""
+        bottom, top = self.layers[0], self.layers[-1]
+        h = None
+        if self.rank_below is not None:
+            h = self._receive(nodes, "init")
+            bottom.below = Link(h, lower=False, upper=True)
+        for layer, following in zip(self.layers, [*self.layers[1:], None]):
+            a = layer.start(h)
+            if layer.loss is None:
+                h = layer.activation(a)
+                layer.above = Link(h, lower=True, upper=following is not None)
+            if following is not None:
+                following.below = layer.above
+        if self.rank_above is not None:
+            self.transport.send(h, self.rank_above, "init")
+            top.above.connect(self.transport, self.rank_above, top.index)
+        if self.rank_below is not None:
+            bottom.below.connect(self.transport, self.rank_below, bottom.index - 1)
+
+    def _receive(self, nodes: int, kind: str) -> Tensor:
+        bottom = self.layers[0]
+        h = torch.empty(nodes, bottom.W.shape[1], dtype=bottom.W.dtype)
+        return self.transport.receive(h, self.rank_below, kind)
+
+    def iterate(self) -> None:
+        """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
+        for layer in self.lowers:
+            layer.above.post_p()
+        for layer in self.uppers:
+            layer.prepare_p()
+        for layer in self.uppers:
+            layer.below.wait_q(layer.penalties.rho)
+            layer.update_p()
+            layer.below.send_p()
+        for layer in self.layers:
+            layer.update_z(layer.update_W_b())
+        for layer in self.lowers:
+            layer.above.wait_p()
+            layer.update_q()
+            layer.above.send_q(layer.penalties.rho)
+
+    def finish(self) -> None:
+        """Complete every message under way: the stage ends here."""
+        for link in {layer.below for layer in self.uppers} | {layer.above for layer in self.lowers}:
+            link.finish(self.layers[0].penalties.rho)
+
+    def terms(self) -> list[Terms]:
+        """Return what each of this rank's layers adds to the objective and the residuals."""
+        return [layer.terms() for layer in self.layers]
+
+    def last_input(self, nodes: int) -> Tensor | None:
+        """Pass the ``nodes`` labelled nodes up to layer L; its input on the rank that holds it, else None."""
+        if not self.active:
+            return None
+        h = self._receive(nodes, "evaluation") if self.rank_below is not None else None
+        for layer in self.layers:
+            if layer.loss is None:
+                h = layer.activation(layer.forward(h))
+        if self.rank_above is None:
+            return h
+        self.transport.send(h, self.rank_above, "evaluation")
+        return None
+
+    def forward(self, nodes: int) -> Tensor | None:
+        """Pass the ``nodes`` labelled nodes through the composed network; logits on layer L's rank only."""
+        h = self.last_input(nodes)
+        if not self.active or self.rank_above is not None:
+            return None
+        return self.layers[-1].forward(h)
+
+    def snapshot(self) -> list[Any]:
+        """Return copies of this rank's weights, a layer each; the first layer's in its solver's own form."""
+        return [
+            layer.solver.snapshot() if isinstance(layer, FirstLayer) else (layer.W.clone(), layer.b.clone())
+            for layer in self.layers
+        ]

@@ -1,0 +1,45 @@
+"""How rho may change while training: one row each in RHO_SCHEDULES."""
+
+from __future__ import annotations
+
+__all__ = ["RHO_SCHEDULES", "FixedRho", "StallRho"]
+
+
+class FixedRho:
+    """rho stays as given."""
+
+    needs_objective = False
+
+    def next(self, rho: float, cost: float) -> float:
+        """Return rho of the next iteration."""
+        return rho
+
+
+class StallRho:
+    """rho grows tenfold, to at most 1, when the cost fails to fall by 1e-3 of itself twice in a row.
+
+    The rule of the authors' experiments (Wang et al. 2022, section V). ``cost`` is the objective of the
+    relaxed problem after an iteration; it is a sum over all ranks, so its time counts as training.
+
+    >>> schedule = StallRho()
+    >>> [schedule.next(0.01, cost) for cost in (5.0, 5.0, 5.0)]
+    [0.01, 0.01, 0.1]
+    """
+
+    needs_objective = True
+
+    def __init__(self) -> None:
+        self.best, self.stalled = float("inf"), 0
+
+    def next(self, rho: float, cost: float) -> float:
+        """Return rho of the next iteration, given the cost after this one."""
+        falls = cost < self.best * (1 - 1e-3) if self.best < float("inf") else True
+        self.best = min(self.best, cost)
+        self.stalled = 0 if falls else self.stalled + 1
+        if self.stalled < 2 or rho >= 1.0:
+            return rho
+        self.stalled = 0
+        return min(1.0, 10.0 * rho)
+
+
+RHO_SCHEDULES = {"fixed": FixedRho, "stall": StallRho}

@@ -1,0 +1,90 @@
+"""The hyper-parameters of pdADMM-G and their checked form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdadmm.admm.activations import ACTIVATIONS
+from pdadmm.admm.first_layer import FIRST_LAYERS
+from pdadmm.admm.losses import LOSSES
+from pdadmm.admm.schedule import RHO_SCHEDULES
+from pdadmm.errors import InputError
+from pdadmm.parameters import non_negative, one_of, optional, param, positive, stage_list, validate, whole
+
+__all__ = ["ADMMSettings", "default_stages"]
+
+
+@dataclass(eq=False, repr=False)
+class ADMMSettings:
+    """What pdADMM-G itself can be told; the names are the paper's where it has one."""
+
+    layers: int = param(10, whole(1), "number of layers L")
+    hidden: int = param(100, whole(1), "neurons of each hidden layer")
+    nu: float = param(0.3, positive, "penalty of the relaxed equations, beside the loss summed over nodes")
+    rho: float | None = param(None, optional(positive), "penalty of p_{l+1} = q_l (default: nu)")
+    mu: float = param(0.0, non_negative, "ridge mu/2 |W_l|^2 of layers 2..L; a layer's kappa is mu/nu")
+    kappa_first: float = param(
+        0.2,
+        non_negative,
+        "ridge kappa_1 on W_1, in units of the mean diagonal of its factor; fixed, whatever nu",
+    )
+    kappa_identity: float = param(
+        0.01, non_negative, "ridge of hidden W toward I, in units of the mean diagonal of p^T p"
+    )
+    prox_W: float = param(
+        0.1,
+        non_negative,
+        "weight that holds W at its last value, exact form, in units of the mean diagonal of p^T p",
+    )
+    prox_z: float = param(
+        0.1, non_negative, "weight that holds z at its last value, in units of nu (paper: 1)"
+    )
+    activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    loss: str = param("cross_entropy", one_of(tuple(LOSSES)), "loss, summed over the training nodes")
+    form: str = param(
+        "auto", one_of(("auto", "exact", "gradient")), "p- and W-updates: Cholesky solves or majorised steps"
+    )
+    first_layer: str = param(
+        "auto",
+        one_of(("auto", *FIRST_LAYERS)),
+        "how W_1 is solved: a factor computed once, or gradient steps",
+    )
+    stages: Sequence[int] | None = param(
+        None, optional(stage_list), "depths that the network grows through (default: 2, half of L, L)"
+    )
+    iterations: int = param(24, whole(1), "iterations of each stage")
+    rho_schedule: str = param("fixed", one_of(tuple(RHO_SCHEDULES)), "whether rho changes while training")
+    tol: float = param(0.0, non_negative, "end a stage when |p - q| <= tol |q| over all layers; 0 is never")
+    patience: int | None = param(
+        None,
+        optional(whole(1)),
+        "end a stage after this many iterations without a better validation accuracy",
+    )
+    max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
+    seed: int = param(0, whole(0), "seed of the initial weights")
+    dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
+
+    def checked(self) -> ADMMSettings:
+        """Return a copy with every value checked and every default that depends on others filled in."""
+        values = validate(self)
+        if values["rho"] is None:
+            values["rho"] = values["nu"]
+        stages, layers = values["stages"], values["layers"]
+        if stages is None:
+            values["stages"] = default_stages(layers)
+        elif stages[-1] != layers:
+            raise InputError("stages", ",".join(map(str, stages)), f"a list that ends at layers = {layers}")
+        elif stages[0] < 2 <= layers:
+            raise InputError("stages", ",".join(map(str, stages)), "a list that starts at 2 or more layers")
+        return type(self)(**values)
+
+
+def default_stages(layers: int) -> tuple[int, ...]:
+    """Return the distinct depths of 2, ceil(L/2), L that make sense for L layers.
+
+    >>> default_stages(10), default_stages(3), default_stages(1)
+    ((2, 5, 10), (2, 3), (1,))
+    """
+    return tuple(sorted({min(2, layers), max(math.ceil(layers / 2), min(2, layers)), layers}))

@@ -1,0 +1,300 @@
+"""The driver of pdADMM-G: stages, iterations, evaluation, stopping, the best weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pdadmm.admm.activations import get_activation
+from pdadmm.admm.first_layer import choose_first_layer
+from pdadmm.admm.growth import Weights, grow, random_layer
+from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
+from pdadmm.admm.losses import get_loss
+from pdadmm.admm.network import Network
+from pdadmm.admm.problem import Problem
+from pdadmm.admm.schedule import RHO_SCHEDULES
+from pdadmm.admm.settings import ADMMSettings
+from pdadmm.errors import DivergenceError
+from pdadmm.history import History
+from pdadmm.parallel.placement import layer_costs, place_layers
+from pdadmm.parallel.transport import Transport
+
+__all__ = ["ADMMSolver", "Clock"]
+
+log = logging.getLogger("pdadmm")
+
+FIRST_SCALE = 1.0  # deviation of z_1 at the start
+
+
+class Clock:
+    """Counts the seconds of training alone: it runs only between ``start`` and ``stop``."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+@dataclass
+class Best:
+    """The best iteration of a stage by validation accuracy, ties by validation loss; the last without both."""
+
+    row: dict[str, Any] = field(default_factory=dict)
+    weights: list[Any] = field(default_factory=list)
+
+    def improved_by(self, row: dict[str, Any]) -> bool:
+        """Whether an evaluated iteration is better than the best so far."""
+        if not self.row or "val_accuracy" not in row:
+            return True
+        key = row["val_accuracy"], -row["val_loss"]
+        return key > (self.row["val_accuracy"], -self.row["val_loss"])
+
+
+class ADMMSolver:
+    """Trains a GA-MLP by pdADMM-G on a Problem (Wang et al. 2022, Algorithm 1, grown stage by stage).
+
+    ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
+    the history. After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
+    ``first`` (rank 0) and ``weights`` (layers above the first).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        settings: ADMMSettings,
+        transport: Transport,
+        eval_every: int = 1,
+        watch: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        self.problem, self.settings, self.transport = problem, settings, transport
+        self.eval_every, self.watch = eval_every, watch
+        self.dtype = getattr(torch, settings.dtype)
+        self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
+        s = settings
+        self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
+        self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
+        self.history, self.stages, self.clock = History(), [], Clock()
+        self.weights: Weights = {}
+        self.first: Any = None
+
+    def run(self) -> ADMMSolver:
+        """Train through all stages; collective over the ranks."""
+        self.clock.start()
+        placement = None
+        for number, depth in enumerate(self.settings.stages):
+            placement = self._enter_stage(depth, placement)
+            network = self._build(depth, placement)
+            self.clock.stop()
+            self._run_stage(number, depth, network)
+            self.clock.start()
+        self.clock.stop()
+        return self
+
+    def _run_stage(self, number: int, depth: int, network: Network) -> None:
+        """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
+        start = self._evaluate(network)
+        best = Best()
+        for iteration in range(1, self.settings.iterations + 1):
+            self.clock.start()
+            network.iterate()
+            self.clock.stop()
+            row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth}
+            row |= self._measure(network)
+            ends = iteration == self.settings.iterations
+            if ends or iteration % self.eval_every == 0:
+                self._judge(network, row, best)
+            ends = ends or self._stops(number, row, best)
+            if ends and "train_accuracy" not in row:
+                self._judge(network, row, best)
+            self.history.append(row)
+            self.watch(row)
+            if ends:
+                break
+        self.clock.start()
+        network.finish()
+        self._keep(network, best.weights)
+        self.clock.stop()
+        self.stages.append(self._stage_summary(depth, iteration, start, best.row))
+
+    def widths(self, depth: int) -> list[int]:
+        """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
+        return [self.problem.inputs, *[self.settings.hidden] * (depth - 1), self.problem.classes]
+
+    # Start and growth
+
+    def _first_weights(self, depth: int) -> None:
+        """Draw the weights of the first stage; rank 0 factors the first layer."""
+        s, widths = self.settings, self.widths(depth)
+        form = choose_first_layer(s.first_layer, self.problem.nodes, widths[0])
+        self.first_cost = form.cost(self.problem.nodes, widths[0], widths[1])
+        if self.transport.rank == 0:
+            self.first = form(self.problem.X, self.problem.nodes, s.kappa_first)
+            length = float(self.first.p.double().square().sum(1).mean().sqrt()) or 1.0
+            self.first.set_weights(*random_layer(s.seed, 0, widths[1], widths[0], 1.0 / length, self.dtype))
+
+    def _enter_stage(self, depth: int, old: list[range] | None) -> list[range]:
+        """Place the layers of a stage on the ranks and give each rank its start weights."""
+        widths, s = self.widths(depth), self.settings
+        if old is None:
+            self._start_first_layer(widths)
+        new = place_layers(layer_costs(self.problem.nodes, widths, self.first_cost), self.transport.size)
+        if old is not None:
+            self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.transport)
+            return new
+        for layer in new[self.transport.rank]:
+            if layer > 0:
+                shape, deviation = (widths[layer + 1], widths[layer]), 1.0 / math.sqrt(widths[layer])
+                self.weights[layer] = random_layer(s.seed, layer, *shape, deviation, self.dtype)
+        return new
+
+    def _start_first_layer(self, widths: list[int]) -> None:
+        """Choose the form of the first layer; rank 0 factors it and draws W_1."""
+        s, nodes = self.settings, self.problem.nodes
+        form = choose_first_layer(s.first_layer, nodes, widths[0])
+        self.first_cost = form.cost(nodes, widths[0], widths[1])
+        if self.transport.rank == 0:
+            self.first = form(self.problem.X, nodes, s.kappa_first)
+            # rows of p_1 have some length: entries of 1 / length make z_1 of order one
+            length = math.sqrt(squared_norm(self.first.p) / nodes) or 1.0
+            weights = random_layer(s.seed, 0, widths[1], widths[0], FIRST_SCALE / length, self.dtype)
+            self.first.set_weights(*weights)
+
+    def _build(self, depth: int, placement: list[range]) -> Network:
+        layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.transport.rank]]
+        return Network(layers, placement, self.problem.nodes, self.transport)
+
+    def _layer(self, index: int, last: bool) -> Layer:
+        if index == 0:
+            layer: Layer = FirstLayer(self.first, self.activation, self.penalties)
+        else:
+            W, b = self.weights[index]
+            form = self.settings.form
+            # Cholesky work grows as n^3, the products as V n^2
+            exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.problem.nodes)
+            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, identity=not last)
+        if last:
+            layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
+        return layer
+
+    def _keep(self, network: Network, snapshot: list[Any]) -> None:
+        """Go back to a snapshot, and find the shift that growth needs behind this activation."""
+        for layer, state in zip(network.layers, snapshot):
+            if layer.index == 0:
+                self.first.restore(state)
+            else:
+                layer.W, layer.b = state
+                self.weights[layer.index] = state
+        self.shift = None
+        if not self.activation.idempotent:
+            h = network.last_input(len(self.problem.y))
+            # twice the depth of the lowest value leaves room for nodes not seen here
+            own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)
+            self.shift = next(part for part in self.transport.allgather(own) if part is not None)
+
+    # Measuring: none of it counts as training, unless the schedule of rho asks for the objective
+
+    def _measure(self, network: Network) -> dict[str, Any]:
+        """Return objective, residuals, seconds and bytes after an iteration, the same on every rank."""
+        counted = self.schedule.needs_objective
+        if counted:
+            self.clock.start()
+        own = network.terms(), self.clock.seconds, self.transport.ledger.bytes_sent
+        parts = self.transport.allgather(own)
+        terms = [terms for part in parts for terms in part[0]]
+        row = combine(terms, self.penalties)
+        if not math.isfinite(row["lagrangian"]):
+            raise DivergenceError(self._divergence(terms))
+        self.penalties.rho = self.schedule.next(self.penalties.rho, row["objective"])
+        if counted:
+            self.clock.stop()
+        return row | {"seconds": max(part[1] for part in parts), "bytes": sum(part[2] for part in parts)}
+
+    def _divergence(self, terms: list[Terms]) -> str:
+        bad = next(n for n, term in enumerate(terms, 1) if not math.isfinite(sum(vars(term).values())))
+        return (
+            f"iteration {len(self.history) + 1}: layer {bad} of {len(terms)} is not finite with "
+            f"nu = {self.penalties.nu:g}, rho = {self.penalties.rho:g}; raise rho, lower nu, or use dtype float64"
+        )
+
+    def _evaluate(self, network: Network) -> dict[str, float]:
+        """Return the accuracies of the composed network, a true forward pass, on every rank."""
+        logits = network.forward(len(self.problem.y))
+        own = None if logits is None else self.problem.scores(logits)
+        parts = self.transport.allgather(own, "evaluation")
+        return next(part for part in parts if part is not None)
+
+    def _judge(self, network: Network, row: dict[str, Any], best: Best) -> None:
+        """Add the accuracies to ``row`` and keep the weights where they are the best so far."""
+        row |= self._evaluate(network)
+        if best.improved_by(row):
+            best.row, best.weights = row, network.snapshot()
+
+    def _stops(self, number: int, row: dict[str, Any], best: Best) -> bool:
+        """Whether a stopping rule ends this stage after ``row``."""
+        s = self.settings
+        # each stage gets its share of the time, so that the network reaches its full depth
+        if s.max_seconds is not None and row["seconds"] >= s.max_seconds * (number + 1) / len(s.stages):
+            return True
+        if s.tol and row["residual_link"] <= (s.tol**2) * row["q_squared"]:
+            return True
+        return s.patience is not None and row["iteration"] - best.row.get("iteration", math.inf) >= s.patience
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
+        last, s = self.stages[-1], self.settings
+        own = [row["seconds"] for row in self.history if row["stage"] == len(self.stages) - 1]
+        start = next((row["seconds"] for row in reversed(self.history) if row["layers"] < s.layers), 0.0)
+        steps = [later - earlier for earlier, later in zip([start, *own], own)]
+        return {
+            "layers": s.layers,
+            "hidden": s.hidden,
+            "seed": s.seed,
+            "dtype": s.dtype,
+            "iterations": len(self.history),
+            "stages": self.stages,
+            **{name: last[name] for name in ("test_accuracy", "val_accuracy", "train_accuracy")},
+            "seconds_training": max(self.transport.allgather(self.clock.seconds)),
+            "seconds_per_iteration": statistics.median(steps[1:] or steps),
+            "first_layer": self.transport.bcast(self.first.name if self.first else None),
+        }
+
+    @staticmethod
+    def _stage_summary(
+        depth: int, iterations: int, start: dict[str, float], row: dict[str, Any]
+    ) -> dict[str, Any]:
+        summary = {"layers": depth, "iterations": iterations, "best_iteration": row["iteration"]}
+        for name in ("val_accuracy", "test_accuracy", "train_accuracy"):
+            summary[name] = row.get(name)
+            summary[f"start_{name}"] = start.get(name)
+        return summary
+
+
+def combine(terms: list[Terms], penalties: Penalties) -> dict[str, float]:
+    """Return objective, augmented Lagrangian and squared residuals from the layers' terms, in layer order."""
+
+    def total(name: str) -> float:
+        return sum(getattr(term, name) for term in terms)
+
+    linear, activation, link = total("linear"), total("activation"), total("link")
+    objective = total("risk") + 0.5 * penalties.nu * (linear + activation) + total("ridge")
+    return {
+        "objective": objective,
+        "lagrangian": objective + total("dual") + 0.5 * penalties.rho * link,
+        "risk": total("risk"),
+        "residual_link": link,
+        "residual_linear": linear,
+        "residual_activation": activation,
+        "q_squared": total("q_squared"),
+        "rho": penalties.rho,
+    }

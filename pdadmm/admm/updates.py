@@ -1,0 +1,170 @@
+"""The subproblems of pdADMM-G, one pure function each (Wang et al. 2022, Algorithm 1; docs/math.md).
+
+Names are the paper's. V training nodes, n = n_l, m = n_{l-1}; arrays are node-major. A function ending
+in ``_`` works in place. None of them communicates, and all of them see one block of nodes at a time,
+but for W and b, which need sums over all nodes (Moments).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Moments",
+    "cholesky",
+    "prepare_p_exact",
+    "spd_inverse",
+    "update_W_b_exact",
+    "update_W_gradient_",
+    "update_b_",
+    "update_p_exact_",
+    "update_p_gradient_",
+    "update_q_",
+    "update_u_",
+]
+
+
+def cholesky(A: Tensor) -> Tensor:
+    """Return the Cholesky factor of A, NaN where A has none.
+
+    NaN shows in the objective after the iteration, on every rank at once; an exception here would end one
+    rank while the others wait for it.
+    """
+    factor, info = torch.linalg.cholesky_ex(A)
+    return factor.fill_(torch.nan) if int(info) else factor
+
+
+def spd_inverse(A: Tensor) -> Tensor:
+    """Return the inverse of a symmetric positive definite matrix through its Cholesky factor."""
+    return torch.cholesky_inverse(cholesky(A))
+
+
+def prepare_p_exact(z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float) -> tuple[Tensor, Tensor]:
+    """Return nu (z - b) W and (nu W^T W + rho I)^-1: the part of the exact p-update that needs no q.
+
+    It runs while q is still on its way from the rank below. Shapes: z (V, n), W (n, m).
+    """
+    system = nu * (W.mT @ W)
+    system.diagonal().add_(rho)
+    return nu * ((z - b) @ W), spd_inverse(system)
+
+
+def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
+    """Set p to argmin nu/2 |z - p W^T - b|^2 + <u, p - q> + rho/2 |p - q|^2 (p-subproblem, exact).
+
+    p = [nu (z - b) W + rho q - u] (nu W^T W + rho I)^-1, ``prepared`` by prepare_p_exact.
+    Shapes: p, q, u (V, m).
+    """
+    right, inverse = prepared
+    right.add_(q, alpha=rho).sub_(u)
+    torch.mm(right, inverse, out=p)
+
+
+def update_p_gradient_(p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu: float, rho: float) -> None:
+    """Take p <- p - g/tau, one tau per node, and carry r = z - p W^T - b along (p-subproblem, majorised).
+
+    g = -nu r W + u + rho (p - q) and tau_i = (nu |g_i W^T|^2 + rho |g_i|^2) / |g_i|^2 is the curvature
+    along g, so the quadratic majoriser holds with equality and no backtracking is needed.
+    """
+    g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
+    gW = g @ W.mT
+    g_squared = g.square().sum(1, keepdim=True)
+    tau = rho + nu * gW.square().sum(1, keepdim=True) / g_squared.clamp_min(torch.finfo(g.dtype).tiny)
+    p.sub_(g / tau)
+    r.add_(gW / tau)
+
+
+def update_W_gradient_(
+    W: Tensor, r: Tensor, p: Tensor, nu: float, mu: float, kappa: float = 0.0, target: Tensor | None = None
+) -> None:
+    """Take W <- W - G/theta on nu/2 |r|^2 + mu/2 |W|^2 + nu kappa/2 |W - target|^2, carrying r along.
+
+    theta = (nu |p G^T|^2 + (mu + nu kappa) |G|^2) / |G|^2 is the curvature along the gradient G.
+    W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m).
+    """
+    G = torch.addmm(mu * W, r.mT, p, alpha=-nu)
+    if kappa:
+        G.add_(W if target is None else W - target, alpha=nu * kappa)
+    pG = p @ G.mT
+    G_squared = G.square().sum()
+    theta = nu * pG.square().sum() + (mu + nu * kappa) * G_squared
+    step = torch.where(theta > 0, G_squared / theta, 0.0)
+    W.sub_(step * G)
+    r.add_(step * pG)
+
+
+def update_b_(b: Tensor, r: Tensor) -> None:
+    """Add to b the mean over nodes of r = z - p W^T - b: the exact b-subproblem; r is carried along."""
+    shift = r.mean(0)
+    b.add_(shift)
+    r.sub_(shift)
+
+
+@dataclass
+class Moments:
+    """Sums over nodes that the exact W, b update needs: p^T p (m, m), z^T p (n, m), sums of p, z, count.
+
+    They add up over blocks of nodes, so a layer cut into blocks or shards uses the same update.
+    """
+
+    pp: Tensor
+    zp: Tensor
+    p_sum: Tensor
+    z_sum: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, p: Tensor, z: Tensor) -> Moments:
+        """Return the sums of one block of nodes; p (V, m), z (V, n)."""
+        return cls(p.mT @ p, z.mT @ p, p.sum(0), z.sum(0), len(p))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.pp + other.pp,
+            self.zp + other.zp,
+            self.p_sum + other.p_sum,
+            self.z_sum + other.z_sum,
+            self.count + other.count,
+        )
+
+
+def update_W_b_exact(
+    moments: Moments,
+    W_old: Tensor,
+    mu_over_nu: float = 0.0,
+    prox: float = 0.0,
+    kappa: float = 0.0,
+    target: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return argmin over W, b of |z - p W^T - b|^2 + mu/nu |W|^2 + prox |W - W_old|^2 + kappa |W - target|^2.
+
+    The W- and b-subproblems solved together: b is eliminated by centring, W solves a Cholesky system of
+    the centred p^T p plus the ridge. ``target`` None stands for 0. Returns W (n, m) and b (n,).
+    """
+    p_mean = moments.p_sum / moments.count
+    system = moments.pp - torch.outer(p_mean, moments.p_sum)
+    right = moments.zp - torch.outer(moments.z_sum, p_mean)
+    # dead or equal columns leave p^T p singular: a proximal weight at rounding level keeps it definite
+    scale = moments.pp.diagonal().sum() + 1.0
+    weight = prox + 16.0 * torch.finfo(system.dtype).eps * scale
+    system.diagonal().add_(weight + (mu_over_nu + kappa))
+    right.addcmul_(W_old, weight)
+    if kappa and target is not None:
+        right.add_(target, alpha=kappa)
+    W = torch.cholesky_solve(right.mT, cholesky(system)).mT.contiguous()
+    b = (moments.z_sum - W @ moments.p_sum) / moments.count
+    return W, b
+
+
+def update_q_(q: Tensor, p_next: Tensor, u: Tensor, f_z: Tensor, nu: float, rho: float) -> None:
+    """Set q to (rho p_next + u + nu f(z)) / (rho + nu), the exact q-subproblem; all (V, n)."""
+    torch.mul(p_next, rho, out=q)
+    q.add_(u).add_(f_z, alpha=nu).div_(rho + nu)
+
+
+def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
+    """Dual ascent u <- u + rho (p_next - q) with p_next and q as transmitted; all (V, n)."""
+    u.add_(p_next - q, alpha=rho)

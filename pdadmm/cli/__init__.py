@@ -1,0 +1,79 @@
+"""The command line: one module a command, one row each in COMMANDS."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+
+import pdadmm
+from pdadmm.errors import DivergenceError, InputError
+from pdadmm.parallel.launch import launched_rank
+
+__all__ = ["COMMANDS", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row: the name, the module with ``run(arguments) -> status``, and a line of help."""
+
+    name: str
+    module: str
+    help: str
+
+
+COMMANDS = {
+    row.name: row
+    for row in (
+        Command("train", "pdadmm.cli.train", "train a network on a graph and report its accuracy"),
+        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
+    )
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are InputErrors, so that every rank ends alike."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise InputError(self.prog, message, "called as --help shows")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns 0; 2 after one sentence about bad input; 1 when training diverges."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        return _complain(error, 2)
+    except DivergenceError as error:
+        return _complain(error, 1)
+
+
+def _complain(error: Exception, status: int) -> int:
+    if launched_rank() == 0:
+        print(f"pdadmm: {error}", file=sys.stderr)
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    lines = "\n".join(f"  {row.name:10} {row.help}" for row in COMMANDS.values())
+    parser = Parser(
+        prog="pdadmm",
+        description="Graph-augmented MLPs trained by pdADMM-G, alone or under mpirun.",
+        epilog=f"commands:\n{lines}\n\npdadmm COMMAND --help shows a command's flags.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="pdadmm COMMAND [flags]",
+    )
+    parser.add_argument("--version", action="version", version=f"pdadmm {pdadmm.__version__}")
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    if not arguments:
+        parser.print_help()
+        return 0
+    command = parser.parse_args(arguments[:1]).command
+    if command not in COMMANDS:
+        raise InputError("command", command, "one of " + ", ".join(COMMANDS))
+    return importlib.import_module(COMMANDS[command].module).run(arguments[1:])

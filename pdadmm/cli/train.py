@@ -1,0 +1,159 @@
+"""``pdadmm train``: read a graph, train a solver on it, report and save."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pdadmm import console
+from pdadmm.data import Graph, load_dataset, make_splits
+from pdadmm.errors import InputError
+from pdadmm.parallel.launch import launched_rank, make_transport, together
+from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import parameters
+from pdadmm.solvers import SOLVERS, solver_class
+
+__all__ = ["run"]
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def run(arguments: list[str]) -> int:
+    """Train; collective over the ranks of mpirun."""
+    from pdadmm.cli import Parser
+
+    first = Parser(prog="pdadmm train", add_help=False)
+    first.add_argument("--solver", default="pdadmm-g")
+    solver = solver_class(first.parse_known_args(arguments)[0].solver)
+    given = _parser(solver).parse_args(arguments)
+    estimator = solver(**{f.name: getattr(given, f.name) for f in parameters(solver)})
+    if given.log_level not in LEVELS:
+        raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
+    console.start_logging("warning" if given.quiet else given.log_level, launched_rank())
+    transport = make_transport()
+    graph = together(transport, lambda: _graph(given, transport))
+    progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
+    try:
+        estimator.fit(graph, watch=progress)
+    finally:
+        progress.close()
+    summary = _summary(given, graph, estimator.summary_)
+    together(transport, lambda: _write(given, estimator, summary) if transport.rank == 0 else None)
+    if transport.rank == 0:
+        _report(summary)
+    return 0
+
+
+def _parser(solver: type) -> argparse.ArgumentParser:
+    """Return the parser of ``train``; a solver's own flags come from its hyper-parameters."""
+    from pdadmm.cli import Parser
+
+    parser = Parser(
+        prog="pdadmm train",
+        description="Train a network on a graph. Under mpirun the layers are spread over the ranks.",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", required=True, metavar="NAME", help="a name of `pdadmm datasets`, or a FILE.npz"
+    )
+    data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
+    data.add_argument(
+        "--split", metavar="SPLIT",
+        help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
+    )  # fmt: skip
+    data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
+    parser.add_argument(
+        "--solver",
+        default="pdadmm-g",
+        metavar="NAME",
+        help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g)",
+    )
+    own = parser.add_argument_group("solver")
+    for field in parameters(solver):
+        check = field.metadata["check"]
+        note = "" if field.default is None else f" (default: {field.default})"
+        allowed = f": {', '.join(check.choices)}" if check.choices else ""
+        own.add_argument(
+            "--" + field.name.lower().replace("_", "-"),
+            dest=field.name, default=field.default, metavar=check.metavar,
+            help=(field.metadata["help"] + allowed + note).replace("%", "%%"),
+        )  # fmt: skip
+    out = parser.add_argument_group("results")
+    out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
+    out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
+    out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
+    out.add_argument("--quiet", action="store_true", help="no progress")
+    out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
+    return parser
+
+
+def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
+    """Read the graph and its split; check early that the results can be written."""
+    if not given.split_seed.isascii() or not given.split_seed.isdigit():
+        raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
+    for name in ("summary", "history", "save"):
+        path = getattr(given, name)
+        if transport.rank == 0 and path and not Path(path).absolute().parent.is_dir():
+            raise InputError(name, path, "in a folder that exists", "make the folder first")
+    graph = load_dataset(given.dataset, given.data_dir)
+    if given.split is None:
+        if graph.splits is None:
+            remedy = "add --split random:20 or --split fraction:60/20/20"
+            raise InputError("split", "not given", f"given, as {graph.name} has none of its own", remedy)
+        return graph
+    return graph.with_splits(make_splits(graph, given.split, int(given.split_seed)))
+
+
+def _expected_iterations(estimator: Any) -> int:
+    settings = estimator.checked()
+    return settings.iterations * len(settings.stages)
+
+
+def _summary(given: argparse.Namespace, graph: Graph, learned: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "solver": given.solver,
+        "dataset": given.dataset,
+        "split": given.split or graph.own_split or "file",
+        "split_seed": int(given.split_seed),
+        "nodes": graph.num_nodes,
+        "train_nodes": len(graph.splits["train"]),
+        **learned,
+    }
+
+
+def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any]) -> None:
+    try:
+        if given.summary:
+            Path(given.summary).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        if given.history:
+            estimator.history_.to_jsonl(given.history)
+        if given.save:
+            estimator.save(given.save)
+    except OSError as error:
+        raise InputError(
+            "summary, history, save", error.filename or "", "files that can be written", error.strerror or ""
+        ) from None
+
+
+def _report(summary: dict[str, Any]) -> None:
+    """Print the result as a short table."""
+
+    def percent(value: float | None) -> str:
+        return "    -" if value is None else f"{value:.4f}"
+
+    print(f"{summary['solver']} on {summary['dataset']} ({summary['split']} split, seed {summary['seed']})")
+    print("layers  iterations  validation  test    test when grown")
+    for stage in summary["stages"]:
+        grown = percent(stage["start_test_accuracy"])
+        accuracy = f"{percent(stage['val_accuracy']):10}  {percent(stage['test_accuracy']):6}"
+        print(f"{stage['layers']:6}  {stage['iterations']:10}  {accuracy}  {grown}")
+    print(
+        f"training {console.human_seconds(summary['seconds_training'])}"
+        f" ({console.human_seconds(summary['seconds_per_iteration'])} an iteration of all layers)"
+        f" on {summary['ranks']} rank{'s' if summary['ranks'] > 1 else ''}"
+        f", augmentation {console.human_seconds(summary['seconds_augmentation'])}"
+        f", p and q messages {console.human_bytes(summary['bytes_sent'])}"
+    )
+    print(f"test accuracy of the {summary['layers']}-layer network: {percent(summary['test_accuracy'])}")

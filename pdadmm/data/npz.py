@@ -1,0 +1,197 @@
+"""Readers of .npz graphs: this library's own layout and that of Shchur et al.'s gnn-benchmark.
+
+Nothing in the file is trusted: no pickles are loaded, a member's size is bounded by the file's before memory
+is set aside for it, and every array is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from pdadmm.data.checks import as_numbers, check_csr, whole_numbers
+from pdadmm.data.graph import Graph
+from pdadmm.errors import InputError
+
+__all__ = ["read_npz", "write_npz"]
+
+_SPLIT_KEYS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
+_LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
+_LAYOUTS = "a file with edge_index, x (or x_data, x_indices, x_indptr, x_shape) and y, or in Shchur's layout"
+
+
+def read_npz(path: str | Path, name: str | None = None, own_split: str = "file") -> Graph:
+    """Read a graph from an .npz file, in this library's layout or in Shchur's (told apart by their keys).
+
+    Own layout: ``edge_index`` [2, E] stored pairs, features as CSR parts ``x_data``, ``x_indices``,
+    ``x_indptr``, ``x_shape`` or dense ``x`` [V, F], ``y`` [V] with -1 for unlabelled, and optionally
+    ``edge_weight`` [E] and all of ``train_idx``, ``val_idx``, ``test_idx``. Shchur's: ``adj_*`` and
+    ``attr_*`` CSR parts (or dense ``attr_matrix``) and ``labels``; no splits; its edges are taken as
+    unweighted and undirected, as the benchmark does. Other keys are not read.
+
+    Raises InputError for a file that is missing, damaged, in neither layout, or holds an invalid graph.
+
+    >>> read_npz("cora.npz")  # doctest: +SKIP
+    Graph(cora: 2,708 nodes, 5,278 edges, 1,433 sparse features, 7 classes, splits 140/500/1,000)
+    """
+    path = Path(path)
+    with _opened(path) as archive, _in_file(path):
+        keys = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
+        file = _Arrays(path, archive, keys)
+        if "edge_index" in keys:
+            return _read_own(file, name or path.stem, own_split)
+        if "adj_indptr" in keys:
+            return _read_shchur(file, name or path.stem)
+    raise InputError("dataset", f"{path} with the keys {sorted(keys)[:12]}", _LAYOUTS)
+
+
+def write_npz(graph: Graph, path: str | Path) -> None:
+    """Write an undirected ``graph`` to ``path`` in the layout that read_npz reads; each edge is stored once.
+
+    Raises InputError for a directed graph, which the layout cannot express.
+
+    >>> write_npz(graph, "mine.npz")  # doctest: +SKIP
+    """
+    if not graph.is_undirected:
+        raise InputError("graph", repr(graph), "undirected", "build it with from_edges(..., undirected=True)")
+    rows = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), np.diff(graph.indptr))
+    once = rows < graph.indices
+    arrays = {"edge_index": np.stack([rows[once], graph.indices[once]]), "y": graph.labels}
+    if graph.weights is not None:
+        arrays["edge_weight"] = graph.weights[once]
+    if sp.issparse(graph.features):
+        arrays.update({f"x_{key}": getattr(graph.features, key) for key in ("data", "indices", "indptr")})
+        arrays["x_shape"] = np.array(graph.features.shape)
+    else:
+        arrays["x"] = graph.features
+    if graph.splits is not None:
+        arrays.update({key: graph.splits[part] for part, key in _SPLIT_KEYS.items()})
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _read_own(file: _Arrays, name: str, own_split: str) -> Graph:
+    features = file["x"] if "x" in file.keys else file.csr("x")
+    weights = file["edge_weight"] if "edge_weight" in file.keys else None
+    present = [key for key in _SPLIT_KEYS.values() if key in file.keys]
+    splits = {part: file[key] for part, key in _SPLIT_KEYS.items()} if present else None
+    return Graph.from_edges(
+        file["edge_index"], features, file["y"], splits, name, weights, own_split=own_split if splits else ""
+    )
+
+
+def _read_shchur(file: _Arrays, name: str) -> Graph:
+    features = file["attr_matrix"] if "attr_matrix" in file.keys else file.csr("attr")
+    adjacency = file.csr("adj", values=False)
+    if adjacency.shape[0] != adjacency.shape[1]:
+        raise InputError("adj_shape", adjacency.shape, "square")
+    rows = np.repeat(np.arange(adjacency.shape[0], dtype=np.int32), np.diff(adjacency.indptr))
+    pairs = np.stack([rows, adjacency.indices.astype(np.int32, copy=False)])
+    return Graph.from_edges(pairs, features, file["labels"], name=name, num_nodes=adjacency.shape[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    if not path.is_file():
+        raise InputError("dataset", str(path), "a file that exists", "check the path")
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as problem:
+        # A damaged zip surfaces as any of a dozen types, struct.error and UnicodeDecodeError among them.
+        raise _damaged(path, problem) from None
+    with archive:
+        yield archive
+
+
+@contextmanager
+def _in_file(path: Path) -> Iterator[None]:
+    """Add the file to the first words of an InputError about one of its arrays."""
+    try:
+        yield
+    except InputError as problem:
+        if problem.argument == "dataset":
+            raise
+        argument = f"{problem.argument} in {path}"
+        raise InputError(argument, problem.value, problem.allowed, problem.remedy) from None
+
+
+def _damaged(path: Path, problem: Exception) -> InputError:
+    detail = str(problem) or type(problem).__name__
+    return InputError("dataset", f"{path} ({detail})", "a complete .npz file", "fetch the file again")
+
+
+class _Arrays:
+    """The arrays of an open .npz by key, read when asked for, without pickles."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, keys: set[str]) -> None:
+        self.path, self.archive, self.keys = path, archive, keys
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self.keys:
+            raise InputError("dataset", f"{self.path} without the key {key}", _LAYOUTS)
+        try:
+            content = self._content(f"{key}.npy")
+            return _parse_npy(content)
+        except Exception as problem:
+            raise _damaged(self.path, ValueError(f"{key}: {problem or type(problem).__name__}")) from None
+
+    def _content(self, member: str) -> bytearray:
+        info = self.archive.getinfo(member)
+        stored = min(info.compress_size, self.path.stat().st_size)
+        if info.file_size > _LARGEST_RATIO * stored + 1024:
+            raise ValueError(f"claims {info.file_size} bytes out of {stored}")
+        content = bytearray(info.file_size)  # ours, hence writable, and filled without a second copy
+        view, filled = memoryview(content), 0
+        with self.archive.open(info) as stream:
+            while count := stream.readinto(view[filled : filled + (1 << 20)]):
+                filled += count
+            if filled != info.file_size or stream.read(1):  # reading to the end checks the checksum too
+                raise ValueError(f"{filled} bytes of {info.file_size}")
+        return content
+
+    def csr(self, prefix: str, values: bool = True) -> sp.csr_array:
+        """The CSR matrix stored as ``prefix``_data, _indices, _indptr and _shape; float32, or int8 ones."""
+        shape = whole_numbers(f"{prefix}_shape", self[f"{prefix}_shape"])
+        if shape.size != 2 or shape.min() < 1:
+            raise InputError(f"{prefix}_shape", shape.tolist(), "two whole numbers of at least 1")
+        rows, columns = map(int, shape)
+        indices = whole_numbers(f"{prefix}_indices", self[f"{prefix}_indices"])
+        indptr = whole_numbers(f"{prefix}_indptr", self[f"{prefix}_indptr"])
+        check_csr(prefix, indptr, indices, rows, columns)
+        if values:
+            data = as_numbers(f"{prefix}_data", self[f"{prefix}_data"], 1)
+        else:
+            data = np.ones(indices.size, dtype=np.int8)
+        if data.shape != indices.shape:
+            raise InputError(f"{prefix}_data", f"{data.size} values", f"{indices.size}, one per index")
+        index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
+        parts = data, indices.astype(index, copy=False), indptr.astype(index, copy=False)
+        return sp.csr_array(parts, shape=(rows, columns))
+
+
+def _parse_npy(content: bytearray) -> np.ndarray:
+    """The array in the bytes of an .npy file, sharing their memory; ValueError for all but plain numbers."""
+    stream = io.BytesIO(memoryview(content)[:65536])  # a header is far shorter
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"unknown .npy version {version}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote; they are fine
+        shape, fortran_order, dtype = readers[version](stream)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"holds {dtype}, not plain numbers")
+    if any(not isinstance(size, int) or size < 0 for size in shape):
+        raise ValueError(f"shape {shape}")
+    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"{len(content) - stream.tell()} bytes for an array of {dtype} and shape {shape}")
+    array = np.frombuffer(content, dtype=dtype, offset=stream.tell())
+    array = array.reshape(shape, order="F" if fortran_order else "C")
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))

@@ -1,0 +1,233 @@
+"""What every solver's estimator shares: fit on a graph or on arrays, predict, score, save."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from pdadmm.admm.problem import Problem
+from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
+from pdadmm.data import Graph
+from pdadmm.errors import InputError
+from pdadmm.history import History
+from pdadmm.models.gamlp import GAMLP, load_model, save_model
+from pdadmm.parallel.launch import make_transport, set_threads, together
+from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import fraction, non_negative, one_of, optional, param, whole
+
+__all__ = ["GraphClassifier", "Outcome", "peak_rss_bytes"]
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass
+class Outcome:
+    """What a solver returns on each rank: its best (W, b) by layer number, and what it recorded."""
+
+    weights: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    history: History
+    stages: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(eq=False, repr=False)
+class GraphClassifier(ClassifierMixin, BaseEstimator):
+    """A node classifier on augmented features; a solver adds its own settings and ``_train``.
+
+    ``fit(graph)`` trains on the graph's splits: "train" fits, "val" selects, "test" is only reported.
+    ``fit(X, y)`` trains on augmented arrays, without selection. Learned: ``model_`` (a GAMLP), ``history_``,
+    ``stages_``, ``summary_``, ``classes_``, ``augmenter_`` (None after ``fit(X, y)``), ``n_features_in_``.
+    """
+
+    hops: int = param(4, whole(0), "hops K of the augmentation [X, SX, .., S^K X]")
+    operator: str = param("sym", one_of(tuple(OPERATORS)), "graph operator S")
+    weighting: str = param(
+        "powers", one_of(tuple(WEIGHTINGS)), "all powers side by side, or their weighted sum"
+    )
+    alpha: float = param(0.1, fraction, "teleport probability of the weighting ppr")
+    heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
+    scaling: str = param("hop-l2", one_of(tuple(SCALINGS)), "scaling of the augmented features")
+    eval_every: int = param(1, whole(1), "iterations between evaluations, of which the best is kept")
+    threads: int | None = param(
+        None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
+    )
+
+    def fit(self, graph: Graph | Any, y: Any = None, comm: Any = None, watch: Any = None) -> GraphClassifier:
+        """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
+
+        ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
+        passes the same graph. ``watch`` is called on every rank with each row of the history. Raises
+        InputError on all ranks for anything that cannot be trained on, DivergenceError when training
+        leaves the finite numbers.
+        """
+        began = time.perf_counter()
+        transport = make_transport(comm)
+        settings = together(transport, lambda: self._checked(transport))
+        threads = set_threads(settings.threads, transport)
+        problem, shift, seconds_augmentation = together(
+            transport, lambda: self._problem(settings, graph, y, transport)
+        )
+        seconds_setup = time.perf_counter() - began - seconds_augmentation
+        outcome = self._train(problem, settings, transport, watch or (lambda row: None))
+        self._adopt(outcome, settings, shift, transport)
+        usage = transport.allgather(
+            (transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup)
+        )
+        self.summary_ |= {
+            "ranks": transport.size,
+            "threads": threads,
+            "seconds_setup": max(part[3] for part in usage),
+            "seconds_augmentation": transport.bcast(seconds_augmentation),
+            "bytes_sent": sum(part[0] for part in usage),
+            "bytes_other": sum(part[1] for part in usage),
+            "peak_rss_bytes": max(part[2] for part in usage),
+        }
+        return self
+
+    def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
+        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation."""
+        if isinstance(graph, Graph):
+            if y is not None:
+                raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
+            rows, labels, parts = self._graph_rows(graph)
+            self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
+        else:
+            X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
+            parts = {"train": slice(0, len(X)), "val": slice(len(X), len(X)), "test": slice(len(X), len(X))}
+        if settings.patience is not None and parts["val"].stop == parts["val"].start:
+            raise InputError("patience", settings.patience, "None without validation nodes")
+        self.augmenter_ = None
+        seconds = 0.0
+        if isinstance(graph, Graph):
+            self.augmenter_ = self._augmenter(settings)
+            inputs = self.augmenter_.num_outputs(graph.num_features)
+            if transport.rank == 0:
+                began = time.perf_counter()
+                X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
+                seconds = time.perf_counter() - began
+        else:
+            inputs = X.shape[1]
+        shift = None
+        if transport.rank == 0:
+            # b_1 takes up the mean: the network is the same, its first factor better conditioned
+            shift = X[parts["train"]].double().mean(0)
+            X -= shift.to(X.dtype)
+        problem = Problem(
+            X if transport.rank == 0 else None,
+            torch.from_numpy(labels),
+            inputs,
+            len(self.classes_),
+            parts,
+        )
+        return problem, shift, seconds
+
+    @staticmethod
+    def _augmenter(settings) -> Augmenter:
+        names = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
+        return Augmenter(**{name: getattr(settings, name) for name in names})
+
+    @staticmethod
+    def _graph_rows(graph: Graph) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
+        """Return the labelled nodes (train, val, test), their classes, and the parts' rows."""
+        if graph.splits is None:
+            remedy = "use graph.with_splits(make_splits(graph, 'random:20')), or --split"
+            raise InputError("graph.splits", None, "given", remedy)
+        rows = np.concatenate([graph.splits[part] for part in PARTS])
+        ends = np.cumsum([0, *(len(graph.splits[part]) for part in PARTS)]).tolist()
+        parts = {part: slice(start, stop) for part, start, stop in zip(PARTS, ends, ends[1:])}
+        return rows, graph.labels[rows].astype(np.int64), parts
+
+    def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+        if y is None:
+            raise InputError("y", None, "given where the first argument is no Graph")
+        X = torch.tensor(np.asarray(X), dtype=dtype)  # a copy: it is shifted in place
+        y = np.asarray(y)
+        if X.ndim != 2 or y.ndim != 1 or len(X) != len(y) or not len(X):
+            raise InputError(
+                "X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1"
+            )
+        if not bool(torch.isfinite(X).all()):
+            raise InputError("X", "an array with NaN or infinity", "finite")
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        self.n_features_in_ = X.shape[1]
+        return X, labels.astype(np.int64)
+
+    def _adopt(self, outcome, settings, shift, transport: Transport) -> None:
+        """Bring the best weights of all ranks together as ``model_``, on every rank."""
+        if transport.rank == 0:
+            W, b = outcome.weights[0]
+            outcome.weights[0] = W, (b.double() - W.double() @ shift).to(b.dtype)
+        own = [(layer, W.numpy(), b.numpy()) for layer, (W, b) in outcome.weights.items()]
+        parts = transport.allgather(own, "migration")
+        arrays = sorted((item for part in parts for item in part), key=lambda item: item[0])
+        weights = [(torch.from_numpy(W), torch.from_numpy(b)) for _, W, b in arrays]
+        self.model_ = GAMLP.from_weights(weights, settings.activation)
+        if self.augmenter_ is not None:
+            self.augmenter_ = transport.bcast(self.augmenter_, kind="migration")
+        self.history_, self.stages_ = outcome.history, outcome.stages
+        self.summary_ = outcome.summary
+
+    # What a trained estimator can do
+
+    def _logits(self, graph: Graph | Any) -> torch.Tensor:
+        if not hasattr(self, "model_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        if isinstance(graph, Graph):
+            if self.augmenter_ is None:
+                raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
+            graph = self.augmenter_.transform(graph)
+        dtype = self.model_.layers[0].weight.dtype
+        X = torch.as_tensor(np.asarray(graph), dtype=dtype)
+        if X.ndim != 2 or X.shape[1] != self.model_.widths[0]:
+            raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
+        with torch.no_grad():
+            return self.model_(X)
+
+    def predict(self, graph: Graph | Any) -> np.ndarray:
+        """Return the class of every node of a Graph (V,), or of every row of augmented features."""
+        return self.classes_[self._logits(graph).argmax(1).numpy()]
+
+    def predict_proba(self, graph: Graph | Any) -> np.ndarray:
+        """Return class probabilities (V, C), the softmax of the logits, columns as in ``classes_``."""
+        return torch.softmax(self._logits(graph), dim=1).numpy()
+
+    def score(
+        self, graph: Graph | Any, y: Any = None, sample_weight: Any = None, split: str = "test"
+    ) -> float:
+        """Return the accuracy on one split of a Graph, or on arrays X, y."""
+        if not isinstance(graph, Graph):
+            return super().score(graph, y, sample_weight)
+        if split not in PARTS or graph.splits is None or not len(graph.splits[split]):
+            raise InputError("split", split, "a non-empty one of train, val, test of a graph with splits")
+        rows = graph.splits[split]
+        return float((self.predict(graph)[rows] == graph.labels[rows]).mean())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the trained model with its augmentation to a safetensors file."""
+        if not hasattr(self, "model_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        save_model(path, self.model_, self.augmenter_, self.classes_)
+
+    def load(self, path: str | os.PathLike) -> GraphClassifier:
+        """Take a trained model from a file that ``save`` wrote; return self, ready to predict."""
+        self.model_, self.augmenter_, classes = load_model(path)
+        self.classes_ = np.asarray(classes)
+        self.n_features_in_ = self.model_.widths[0]
+        if self.augmenter_ is not None:
+            self.n_features_in_ = self.augmenter_.num_features_
+        return self

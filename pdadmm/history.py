@@ -1,0 +1,52 @@
+"""What a run records: a list of dicts, one an iteration, with JSON lines in and out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pdadmm.errors import InputError
+
+__all__ = ["History"]
+
+
+class History(list):
+    """A list of dicts, one an iteration; ``column`` picks one quantity.
+
+    >>> history = History([{"iteration": 1, "objective": 3.0}, {"iteration": 2, "objective": 2.5}])
+    >>> history.column("objective")
+    [3.0, 2.5]
+    """
+
+    def column(self, name: str) -> list[Any]:
+        """Return one quantity of every iteration, None where an iteration has none."""
+        return [row.get(name) for row in self]
+
+    def to_jsonl(self, path: str | os.PathLike) -> None:
+        """Write one JSON object a line."""
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in self), encoding="utf-8")
+
+    @classmethod
+    def from_jsonl(cls, path: str | os.PathLike) -> History:
+        """Read what ``to_jsonl`` wrote; InputError names the first line that is not a JSON object."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("history", str(path), "a readable file of JSON lines", str(error)) from None
+        return cls(cls._parse(str(path), lines))
+
+    @staticmethod
+    def _parse(path: str, lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError
+            except ValueError:
+                raise InputError(
+                    "history", path, "a file with one JSON object a line", f"line {number} is not one"
+                ) from None
+            yield row

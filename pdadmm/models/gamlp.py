@@ -1,0 +1,106 @@
+"""The trained network as a torch module: an MLP on augmented features."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdadmm.admm.activations import get_activation
+from pdadmm.augment import Augmenter
+from pdadmm.errors import InputError
+
+__all__ = ["GAMLP", "load_model", "save_model"]
+
+FORMAT = "pdadmm-gamlp-1"
+
+
+class GAMLP(torch.nn.Module):
+    """z_l = p_l W_l^T + b_l, p_{l+1} = f(z_l), on augmented features p_1 (Wang et al. 2022, section III).
+
+    ``widths`` = [n_0, n_1, .., n_L]; ``activation`` a name of ACTIVATIONS. ``layers[l]`` is a torch.nn.Linear.
+
+    >>> GAMLP([4, 3, 2])(torch.zeros(5, 4)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.widths, self.activation_name = [int(n) for n in widths], activation
+        self.activation = get_activation(activation)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(m, n, dtype=dtype) for m, n in zip(self.widths, self.widths[1:])
+        )
+
+    @classmethod
+    def from_weights(cls, weights: Sequence[tuple[Tensor, Tensor]], activation: str) -> GAMLP:
+        """Build the module around given (W, b), first layer first; W (n_l, n_{l-1})."""
+        widths = [weights[0][0].shape[1], *(len(b) for _, b in weights)]
+        model = cls(widths, activation, weights[0][0].dtype)
+        with torch.no_grad():
+            for layer, (W, b) in zip(model.layers, weights):
+                layer.weight.copy_(W)
+                layer.bias.copy_(b)
+        return model.eval()
+
+    def forward(self, p: Tensor) -> Tensor:
+        """Return the logits (V, n_L) of augmented features p (V, n_0)."""
+        for layer in self.layers[:-1]:
+            p = self.activation(layer(p))
+        return self.layers[-1](p)
+
+
+def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | None, classes: Sequence) -> None:
+    """Write model, augmentation and class names to one safetensors file.
+
+    Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    config, arrays = augmenter.state() if augmenter is not None else (None, {})
+    tensors |= {f"augment.{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    described = {
+        "widths": model.widths,
+        "activation": model.activation_name,
+        "augment": config,
+        "classes": np.asarray(classes).tolist(),
+    }
+    content = save(tensors, metadata={"format": FORMAT, "config": json.dumps(described)})
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(target)
+
+
+def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
+    """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes.
+
+    Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format is {metadata.get('format')!r}")
+        config = json.loads(metadata["config"])
+        weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
+        dtype = next(iter(weights.values())).dtype
+        model = GAMLP(config["widths"], config["activation"], dtype)
+        model.load_state_dict(weights)
+        augmenter = None
+        if config["augment"] is not None:
+            arrays = {name: tensors[f"augment.{name}"].numpy() for name in ("shift", "scale")}
+            augmenter = Augmenter.from_state(config["augment"], arrays)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError("model", str(path), "a file written by save_model", reason) from None
+    return model.eval(), augmenter, config["classes"]

@@ -1,0 +1,89 @@
+"""Joining a run: which transport, how many threads, and errors that all ranks share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from pdadmm.errors import InputError
+from pdadmm.parallel.transport import LocalTransport, Transport
+
+__all__ = ["launched_rank", "launched_size", "make_transport", "set_threads", "together"]
+
+# What Hydra (MPICH, Intel MPI), Open MPI and Slurm's PMIx set in every rank.
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+T = TypeVar("T")
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+
+
+def launched_size() -> int:
+    """Return the number of ranks mpirun (or srun) started, 1 outside of it; MPI is not touched."""
+    if "PMIX_RANK" in os.environ:  # srun --mpi=pmix says the size elsewhere
+        return _from_environment((*SIZES, "SLURM_NTASKS"), 1)
+    return _from_environment(SIZES, 1)
+
+
+def launched_rank() -> int:
+    """Return this process's rank as the launcher says, 0 outside of mpirun; MPI is not touched."""
+    return _from_environment(RANKS, 0)
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_ranks() -> int:
+    """Return how many ranks share this host."""
+    return _from_environment(LOCAL_SIZES, launched_size())
+
+
+def make_transport(comm: Any = None) -> Transport:
+    """Return the transport of a run: ``comm`` if given, the world's under mpirun, else in-process."""
+    if comm is None and launched_size() == 1:
+        return LocalTransport()
+    if local_ranks() > cores():
+        # waiting ranks must not keep the others from a core; read when MPI starts
+        os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    from pdadmm.parallel.mpi import MPITransport
+
+    transport = MPITransport(comm)
+    return transport if transport.size > 1 else LocalTransport()
+
+
+def set_threads(threads: int | None, transport: Transport) -> int:
+    """Set the BLAS threads of this rank and return their number.
+
+    None: OMP_NUM_THREADS where it is set, cores / ranks of this host under MPI, torch's own otherwise.
+    """
+    if threads is None and transport.size > 1 and not os.environ.get("OMP_NUM_THREADS"):
+        threads = max(1, cores() // local_ranks())
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def together(transport: Transport, work: Callable[[], T]) -> T:
+    """Do ``work`` on every rank; an InputError on any of them is raised on all, the lowest rank's first.
+
+    Without it one rank would stop and the others wait for it.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except InputError as caught:
+        error = caught
+    for shared in transport.allgather(error):
+        if shared is not None:
+            raise shared from error
+    return result

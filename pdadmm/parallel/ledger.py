@@ -1,0 +1,44 @@
+"""The byte ledger: what a rank sent and received, by kind of message."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+__all__ = ["PAYLOAD_KINDS", "Ledger"]
+
+# The kinds an iteration of the algorithm sends; everything else counts as "other".
+PAYLOAD_KINDS = ("p", "q")
+
+
+class Ledger:
+    """Counts bytes and messages by kind ("p", "q", "init", "evaluation", "migration", "control").
+
+    >>> ledger = Ledger()
+    >>> ledger.record_sent("p", 400)
+    >>> ledger.bytes_sent, ledger.bytes_other
+    (400, 0)
+    """
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+        self.messages: Counter[str] = Counter()
+
+    def record_sent(self, kind: str, nbytes: int) -> None:
+        """Count one message of ``nbytes`` bytes that left this rank."""
+        self.sent[kind] += nbytes
+        self.messages[kind] += 1
+
+    def record_received(self, kind: str, nbytes: int) -> None:
+        """Count one message of ``nbytes`` bytes that reached this rank."""
+        self.received[kind] += nbytes
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of p and q messages that this rank sent."""
+        return sum(self.sent[kind] for kind in PAYLOAD_KINDS)
+
+    @property
+    def bytes_other(self) -> int:
+        """Bytes that this rank sent for anything else: start-up, evaluation, migration, control."""
+        return sum(n for kind, n in self.sent.items() if kind not in PAYLOAD_KINDS)

@@ -1,0 +1,125 @@
+"""The MPI transport: the only module that knows mpi4py."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+from torch import Tensor
+
+from pdadmm.errors import InputError
+from pdadmm.parallel.ledger import Ledger
+
+__all__ = ["MPITransport"]
+
+
+def _install_abort_hook(comm: Any) -> None:
+    """End the whole job when any rank raises: mpiexec alone would leave the others waiting."""
+    if comm.Get_size() == 1 or getattr(sys.excepthook, "ends_mpi_job", False):
+        return
+
+    def abort(kind, value, trace):
+        if issubclass(kind, SystemExit):
+            return
+        sys.stdout.flush()
+        text = "".join(traceback.format_exception(kind, value, trace))
+        sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")
+        sys.stderr.flush()
+        comm.Abort(1)
+
+    abort.ends_mpi_job = True
+    sys.excepthook = abort
+
+
+class _Persistent:
+    """A persistent request on a numpy view of a torch buffer, with its entry in the ledger."""
+
+    def __init__(self, request: Any, record: Any) -> None:
+        self.request, self.record, self.under_way = request, record, False
+
+    def start(self) -> None:
+        assert not self.under_way
+        self.request.Start()
+        self.under_way = True
+        self.record()
+
+    def wait(self) -> None:
+        if self.under_way:
+            self.request.Wait()
+            self.under_way = False
+
+    def __del__(self) -> None:
+        if not self.under_way and self.request:
+            self.request.Free()
+
+
+class MPITransport:
+    """Ranks of an mpi4py communicator; p and q go as persistent point-to-point requests.
+
+    ``comm`` defaults to COMM_WORLD. Building one installs a hook that aborts the job with the traceback
+    when a rank raises.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            remedy = "run: pip install mpi4py mpich"
+            raise InputError("mpirun", "started", "used where mpi4py is installed", remedy) from error
+        self.mpi = MPI
+        self.comm = self.mpi.COMM_WORLD if comm is None else comm
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.ledger = Ledger()
+        _install_abort_hook(self.comm)
+
+    @staticmethod
+    def _view(buffer: Tensor):
+        # a transposed tensor would be sent silently in memory order
+        assert buffer.is_contiguous(), "MPI buffers are contiguous"
+        return buffer.numpy()
+
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
+        view = self._view(buffer)
+        request = self.comm.Send_init(view, dest=peer, tag=tag)
+        return _Persistent(request, lambda: self.ledger.record_sent(kind, view.nbytes))
+
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
+        view = self._view(buffer)
+        request = self.comm.Recv_init(view, source=peer, tag=tag)
+        return _Persistent(request, lambda: self.ledger.record_received(kind, view.nbytes))
+
+    def send(self, array: Tensor, peer: int, kind: str) -> None:
+        view = self._view(array)
+        self.comm.Send(view, dest=peer)
+        self.ledger.record_sent(kind, view.nbytes)
+
+    def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
+        view = self._view(array)
+        self.comm.Recv(view, source=peer)
+        self.ledger.record_received(kind, view.nbytes)
+        return array
+
+    def gather(self, value: Any, kind: str = "control") -> list[Any] | None:
+        packed = self.mpi.pickle.dumps(value)
+        if self.rank:
+            self.ledger.record_sent(kind, len(packed))
+        parts = self.comm.gather(packed, root=0)
+        return None if parts is None else [self.mpi.pickle.loads(part) for part in parts]
+
+    def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
+        packed = self.mpi.pickle.dumps(value) if self.rank == root else None
+        packed = self.comm.bcast(packed, root=root)
+        if self.rank == root:
+            self.ledger.record_sent(kind, len(packed) * (self.size - 1))
+        else:
+            self.ledger.record_received(kind, len(packed))
+        return value if self.rank == root else self.mpi.pickle.loads(packed)
+
+    def allgather(self, value: Any, kind: str = "control") -> list[Any]:
+        packed = self.mpi.pickle.dumps(value)
+        self.ledger.record_sent(kind, len(packed) * (self.size - 1))
+        return [self.mpi.pickle.loads(part) for part in self.comm.allgather(packed)]
+
+    def barrier(self) -> None:
+        self.comm.Barrier()

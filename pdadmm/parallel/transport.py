@@ -1,0 +1,92 @@
+"""What the solver asks of a transport, and the in-process transport that a single rank uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pdadmm.parallel.ledger import Ledger
+
+__all__ = ["LocalTransport", "Message", "Transport"]
+
+
+class Message(Protocol):
+    """A message that is sent, or received, over and over from the same buffer."""
+
+    def start(self) -> None:
+        """Post the message. The buffer must be left alone until ``wait`` returns."""
+
+    def wait(self) -> None:
+        """Return once the message is complete; does nothing when none is under way."""
+
+
+class Transport(Protocol):
+    """How ranks exchange arrays; ``kind`` names the entry of the byte ledger."""
+
+    rank: int
+    size: int
+    ledger: Ledger
+
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+        """Prepare repeated sends of ``buffer`` (contiguous) to rank ``peer``."""
+
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+        """Prepare repeated receives into ``buffer`` (contiguous) from rank ``peer``."""
+
+    def send(self, array: Tensor, peer: int, kind: str) -> None:
+        """Send one array to ``peer`` and return when the buffer may be reused."""
+
+    def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
+        """Receive one array from ``peer`` into ``array`` and return it."""
+
+    def gather(self, value: Any, kind: str = "control") -> list[Any] | None:
+        """Return the values of all ranks, in rank order, on rank 0; None elsewhere."""
+
+    def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
+        """Return ``root``'s value on every rank."""
+
+    def allgather(self, value: Any, kind: str = "control") -> list[Any]:
+        """Return the values of all ranks, in rank order, on every rank."""
+
+    def barrier(self) -> None:
+        """Return once every rank has called it."""
+
+
+class LocalTransport:
+    """The transport of a run in one process: nothing is ever sent.
+
+    >>> LocalTransport().gather(3)
+    [3]
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+        raise AssertionError("one process has no peer to send to")
+
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+        raise AssertionError("one process has no peer to receive from")
+
+    def send(self, array: Tensor, peer: int, kind: str) -> None:
+        raise AssertionError("one process has no peer to send to")
+
+    def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
+        raise AssertionError("one process has no peer to receive from")
+
+    def gather(self, value: Any, kind: str = "control") -> list[Any] | None:
+        return [value]
+
+    def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
+        return value
+
+    def allgather(self, value: Any, kind: str = "control") -> Sequence[Any]:
+        return [value]
+
+    def barrier(self) -> None:
+        return None

@@ -1,0 +1,117 @@
+"""Hyper-parameters as dataclass fields: one definition serves constructor, validation, command line, docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pdadmm.errors import InputError
+
+__all__ = [
+    "Check",
+    "fraction",
+    "one_of",
+    "optional",
+    "param",
+    "parameters",
+    "positive",
+    "stage_list",
+    "validate",
+    "whole",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a value may be: ``accept`` converts and returns it or raises ValueError or TypeError."""
+
+    accept: Any
+    allowed: str
+    metavar: str = "X"
+    choices: tuple[str, ...] | None = None
+
+
+def whole(minimum: int) -> Check:
+    """A whole number of at least ``minimum``."""
+
+    def accept(value: Any) -> int:
+        number = int(value)
+        if isinstance(value, bool) or number != float(value) or number < minimum:
+            raise ValueError
+        return number
+
+    return Check(accept, f"a whole number of at least {minimum}", "N")
+
+
+def _number(low: float, high: float, low_open: bool, allowed: str) -> Check:
+    def accept(value: Any) -> float:
+        number = float(value)
+        if isinstance(value, bool) or not math.isfinite(number) or number < low or number > high:
+            raise ValueError
+        if low_open and number == low:
+            raise ValueError
+        return number
+
+    return Check(accept, allowed)
+
+
+positive = _number(0.0, math.inf, True, "a finite number above 0")
+non_negative = _number(0.0, math.inf, False, "a finite number of at least 0")
+fraction = _number(0.0, 1.0, True, "a number above 0 and at most 1")
+
+
+def one_of(names: Sequence[str]) -> Check:
+    """One of the names of a family's table."""
+
+    def accept(value: Any) -> str:
+        if value not in names:
+            raise ValueError
+        return value
+
+    return Check(accept, "one of " + ", ".join(names), "NAME", tuple(names))
+
+
+def optional(check: Check) -> Check:
+    """None, or what ``check`` takes."""
+    return dataclasses.replace(
+        check,
+        accept=lambda value: None if value is None else check.accept(value),
+        allowed=check.allowed + ", or None",
+    )
+
+
+def _accept_stages(value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    stages = tuple(whole(1).accept(part) for part in parts)
+    if not stages or any(later <= earlier for earlier, later in itertools.pairwise(stages)):
+        raise ValueError
+    return stages
+
+
+stage_list = Check(_accept_stages, "depths in rising order such as 2,5,10", "L,L,..")
+
+
+def param(default: Any, check: Check, help: str) -> Any:
+    """Declare a hyper-parameter: its default, what it may be, and one line of help."""
+    return dataclasses.field(default=default, metadata={"check": check, "help": help})
+
+
+def parameters(cls: type) -> list[dataclasses.Field]:
+    """Return the hyper-parameters of a dataclass in the order of its constructor."""
+    return [field for field in dataclasses.fields(cls) if "check" in field.metadata]
+
+
+def validate(holder: Any) -> dict[str, Any]:
+    """Return every hyper-parameter of ``holder`` converted to its type; InputError names the first bad one."""
+    values = {}
+    for field in parameters(type(holder)):
+        value = getattr(holder, field.name)
+        check = field.metadata["check"]
+        try:
+            values[field.name] = check.accept(value)
+        except (ValueError, TypeError, OverflowError):
+            raise InputError(field.name, value, check.allowed) from None
+    return values

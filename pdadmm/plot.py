@@ -1,0 +1,159 @@
+"""Figures of what a run records; matplotlib is imported only when one is drawn (extra ``plot``)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdadmm.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_convergence"]
+
+# Horizontal axis -> its label and what its numbers are divided by.
+AXES = {
+    "iteration": ("iteration", 1.0),
+    "seconds": ("seconds of training", 1.0),
+    "bytes": ("p and q messages in MB", 1e6),
+}
+# Told apart by the line, as the colour says which run it is.
+RESIDUALS = {
+    "residual_link": (r"$\sum|p_{l+1} - q_l|^2$", "-"),
+    "residual_linear": (r"$\sum|z_l - p_l W_l^T - b_l|^2$", "--"),
+    "residual_activation": (r"$\sum|q_l - f(z_l)|^2$", ":"),
+}
+ACCURACIES = {"val_accuracy": ("validation", "-"), "test_accuracy": ("test", "--")}
+OBJECTIVE = {"objective": ("objective", "-")}
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
+GREY = "#666666"
+FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "axes.linewidth": 0.8, "axes.edgecolor": GREY}
+
+
+def plot_convergence(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike | None = None,
+    x: str = "iteration",
+) -> Figure:
+    """Return a figure of one or more runs: objective, squared residuals and accuracy, and save it to ``path``.
+
+    ``histories`` maps a run's name to its History; ``x`` is "iteration", "seconds" (of training alone) or
+    "bytes" (of the p and q messages of all ranks). Grey lines mark where a network grew. A quantity that a
+    run has not recorded is left out. Raises InputError for runs that cannot be drawn, for a file that cannot
+    be written, and where matplotlib is not installed.
+
+    >>> figure = plot_convergence({"cora": solver.history_}, "cora.png")  # doctest: +SKIP
+    """
+    runs = _checked(histories, x)
+    matplotlib, figure_class = _matplotlib()
+    with matplotlib.rc_context(FONT):
+        figure = figure_class(figsize=(12.0, 4.0), layout="constrained")
+        panels = figure.subplots(1, 3)
+        _draw(panels[0], runs, x, "objective", OBJECTIVE, log=True)
+        _draw(panels[1], runs, x, "squared residuals, summed over layers", RESIDUALS, log=True)
+        _draw(panels[2], runs, x, "accuracy of the composed network", ACCURACIES)
+        if len(runs) > 1:
+            _name_the_runs(figure, runs)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Return each run as pairs (place on the horizontal axis, row)."""
+    if x not in AXES:
+        raise InputError("x", x, "one of " + ", ".join(AXES))
+    if not isinstance(histories, Mapping) or not histories:
+        raise InputError("histories", histories, "a dict of run name -> History with at least one run")
+    runs = {}
+    for name, history in histories.items():
+        rows = [(row[x] / AXES[x][1], row) for row in history if row.get(x) is not None]
+        if not rows:
+            raise InputError(f"histories[{name!r}]", f"{len(history)} rows", f"a History with rows that have {x}")
+        runs[str(name)] = rows
+    if x == "bytes" and all(place == 0 for rows in runs.values() for place, _ in rows):
+        remedy = "plot a run under mpirun, or against iteration or seconds"
+        raise InputError("x", x, "iteration or seconds, as no run sent a message", remedy)
+    return runs
+
+
+def _matplotlib() -> tuple[Any, type]:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        remedy = "run: pip install 'pdadmm[plot]'"
+        raise InputError("plot", "asked for", "drawn where matplotlib is installed", remedy) from error
+    return matplotlib, Figure
+
+
+def _draw(
+    panel: Axes, runs: Mapping[str, Any], x: str, title: str, quantities: Mapping[str, tuple[str, str]], log: bool = False
+) -> None:
+    """Draw one panel: a colour for each run, a line style for each quantity."""
+    shown = {}
+    for colour, rows in zip(itertools.cycle(COLOURS), runs.values()):
+        for key, (label, line) in quantities.items():
+            points = [(place, row[key]) for place, row in rows if _drawable(row.get(key), log)]
+            if points:
+                panel.plot(*zip(*points), line, color=colour, linewidth=1.5)
+                shown[label] = line
+    panel.set_title(title, loc="left")
+    panel.set_xlabel(AXES[x][0])
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color="#e4e4e4", linewidth=0.7)
+    panel.set_axisbelow(True)
+    if log and shown:
+        panel.set_yscale("log")
+    if not shown:
+        panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color=GREY)
+    _mark_growth(panel, runs)
+    if len(shown) > 1:
+        for label, line in shown.items():
+            panel.plot([], [], line, color="#333333", linewidth=1.3, label=label)
+        panel.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5, loc="best")
+
+
+def _drawable(value: Any, log: bool) -> bool:
+    return value is not None and (value > 0 or not log)
+
+
+def _mark_growth(panel: Axes, runs: Mapping[str, Any]) -> None:
+    """A thin line where a stage begins, with its depth above it where all runs grew at the same places."""
+    marks = []
+    for rows in runs.values():
+        starts = [(before[0], now[1].get("layers")) for before, now in itertools.pairwise(rows)
+                  if before[1].get("stage") != now[1].get("stage")]  # fmt: skip
+        marks.append([(rows[0][0], rows[0][1].get("layers")), *starts])
+    together = all(mark == marks[0] for mark in marks)
+    if len(marks[0]) < 2 or not together:
+        return
+    for place, layers in marks[0]:
+        if place > marks[0][0][0]:
+            panel.axvline(place, color="#bbbbbb", linewidth=0.8, zorder=0.5)
+        text = f"{layers} layers" if place == marks[0][0][0] else str(layers)
+        panel.annotate(text, (place, 1.0), (3, -2), ("data", "axes fraction"), "offset points",
+                       va="top", fontsize=8, color=GREY)  # fmt: skip
+
+
+def _name_the_runs(figure: Figure, runs: Mapping[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, linewidth=3, label=name) for colour, name in zip(itertools.cycle(COLOURS), runs)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 6), frameon=False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: an ending matplotlib does not know
+        allowed = "a file in a folder that exists, ending in .png, .pdf or .svg"
+        raise InputError("path", str(path), allowed, str(error)) from None

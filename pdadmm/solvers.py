@@ -1,0 +1,42 @@
+"""The family table of solvers: a name on the command line and the estimator behind it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from pdadmm.errors import InputError
+
+__all__ = ["SOLVERS", "SolverRow", "solver_class"]
+
+
+@dataclass(frozen=True)
+class SolverRow:
+    """One row: the name users type, where the estimator lives, what it is."""
+
+    name: str
+    module: str
+    estimator: str
+    description: str
+
+
+SOLVERS = {
+    row.name: row
+    for row in (
+        SolverRow(
+            "pdadmm-g", "pdadmm.admm.estimator", "PDADMMG", "pdADMM-G, layers in parallel, no gradients"
+        ),
+    )
+}
+
+
+def solver_class(name: str) -> type:
+    """Return the estimator class of a row of SOLVERS; it is imported only now.
+
+    >>> solver_class("pdadmm-g").__name__
+    'PDADMMG'
+    """
+    if name not in SOLVERS:
+        raise InputError("solver", name, "one of " + ", ".join(SOLVERS))
+    row = SOLVERS[name]
+    return getattr(importlib.import_module(row.module), row.estimator)
