@@ -18,6 +18,8 @@ _HOMES = {
     "History": "pdadmm.history",
     "InputError": "pdadmm.errors",
     "PDADMMG": "pdadmm.admm.estimator",
+    "PDADMMGQ": "pdadmm.admm.estimator",
+    "Quantizer": "pdadmm.admm.quantizer",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
     "load_dataset": "pdadmm.data",
@@ -28,7 +30,8 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:  # what editors see
-    from pdadmm.admm.estimator import PDADMMG
+    from pdadmm.admm.estimator import PDADMMG, PDADMMGQ
+    from pdadmm.admm.quantizer import Quantizer
     from pdadmm.augment import Augmenter
     from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
     from pdadmm.errors import DivergenceError, InputError

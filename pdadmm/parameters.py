@@ -12,7 +12,11 @@ from pdadmm.errors import InputError
 
 __all__ = [
     "Check",
+    "boolean",
     "fraction",
+    "instance_of",
+    "non_negative",
+    "number",
     "one_of",
     "optional",
     "param",
@@ -21,6 +25,7 @@ __all__ = [
     "stage_list",
     "validate",
     "whole",
+    "whole_of",
 ]
 
 
@@ -32,6 +37,7 @@ class Check:
     allowed: str
     metavar: str = "X"
     choices: tuple[str, ...] | None = None
+    flag: bool = True
 
 
 def whole(minimum: int) -> Check:
@@ -58,6 +64,25 @@ def _number(low: float, high: float, low_open: bool, allowed: str) -> Check:
     return Check(accept, allowed)
 
 
+def whole_of(numbers: Sequence[int]) -> Check:
+    """One of a few whole numbers."""
+
+    def accept(value: Any) -> int:
+        number = int(value)
+        if isinstance(value, bool) or number != float(value) or number not in numbers:
+            raise ValueError
+        return number
+
+    return Check(accept, "one of " + ", ".join(map(str, numbers)), "N")
+
+
+def _accept_boolean(value: Any) -> bool:
+    names = {"true": True, "false": False, "yes": True, "no": False}
+    return value if isinstance(value, bool) else names[str(value).lower()]
+
+
+boolean = Check(_accept_boolean, "true or false", "BOOL")
+number = _number(-math.inf, math.inf, False, "a finite number")
 positive = _number(0.0, math.inf, True, "a finite number above 0")
 non_negative = _number(0.0, math.inf, False, "a finite number of at least 0")
 fraction = _number(0.0, 1.0, True, "a number above 0 and at most 1")
@@ -94,6 +119,17 @@ def _accept_stages(value: Any) -> tuple[int, ...]:
 stage_list = Check(_accept_stages, "depths in rising order such as 2,5,10", "L,L,..")
 
 
+def instance_of(kind: type) -> Check:
+    """An object of a class; such a parameter has no flag on the command line."""
+
+    def accept(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return Check(accept, f"a {kind.__name__}", flag=False)
+
+
 def param(default: Any, check: Check, help: str) -> Any:
     """Declare a hyper-parameter: its default, what it may be, and one line of help."""
     return dataclasses.field(default=default, metadata={"check": check, "help": help})
@@ -112,6 +148,6 @@ def validate(holder: Any) -> dict[str, Any]:
         check = field.metadata["check"]
         try:
             values[field.name] = check.accept(value)
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             raise InputError(field.name, value, check.allowed) from None
     return values

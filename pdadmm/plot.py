@@ -44,9 +44,10 @@ def plot_convergence(
     """Return a figure of one or more runs: objective, squared residuals and accuracy, and save it to ``path``.
 
     ``histories`` maps a run's name to its History; ``x`` is "iteration", "seconds" (of training alone) or
-    "bytes" (of the p and q messages of all ranks). Grey lines mark where a network grew. A quantity that a
-    run has not recorded is left out. Raises InputError for runs that cannot be drawn, for a file that cannot
-    be written, and where matplotlib is not installed.
+    "bytes" (of the p and q messages of all ranks). Grey lines mark where the networks grew. What a run has
+    not recorded is left out; accuracies of the first iterations, far below the rest, may lie outside the
+    picture. Raises InputError for runs that cannot be drawn, for a file that cannot be written, and where
+    matplotlib is not installed.
 
     >>> figure = plot_convergence({"cora": solver.history_}, "cora.png")  # doctest: +SKIP
     """
@@ -58,6 +59,7 @@ def plot_convergence(
         _draw(panels[0], runs, x, "objective", OBJECTIVE, log=True)
         _draw(panels[1], runs, x, "squared residuals, summed over layers", RESIDUALS, log=True)
         _draw(panels[2], runs, x, "accuracy of the composed network", ACCURACIES)
+        _mark_growth(panels, runs)
         if len(runs) > 1:
             _name_the_runs(figure, runs)
         if path is not None:
@@ -93,27 +95,27 @@ def _matplotlib() -> tuple[Any, type]:
     return matplotlib, Figure
 
 
-def _draw(
-    panel: Axes, runs: Mapping[str, Any], x: str, title: str, quantities: Mapping[str, tuple[str, str]], log: bool = False
-) -> None:
-    """Draw one panel: a colour for each run, a line style for each quantity."""
-    shown = {}
+def _draw(panel: Axes, runs: Mapping[str, Any], x: str, title: str, quantities: Any, log: bool = False) -> None:
+    """Draw one panel: a colour for each run, a line style for each of ``quantities`` key -> (label, style)."""
+    shown, values = {}, []
     for colour, rows in zip(itertools.cycle(COLOURS), runs.values()):
         for key, (label, line) in quantities.items():
             points = [(place, row[key]) for place, row in rows if _drawable(row.get(key), log)]
             if points:
                 panel.plot(*zip(*points), line, color=colour, linewidth=1.5)
                 shown[label] = line
+                values += [value for _, value in points]
     panel.set_title(title, loc="left")
     panel.set_xlabel(AXES[x][0])
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     panel.set_axisbelow(True)
-    if log and shown:
-        panel.set_yscale("log")
     if not shown:
         panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", color=GREY)
-    _mark_growth(panel, runs)
+    elif log:
+        _scale_log(panel, values)
+    else:
+        _look_at_the_end(panel, values)
     if len(shown) > 1:
         for label, line in shown.items():
             panel.plot([], [], line, color="#333333", linewidth=1.3, label=label)
@@ -124,22 +126,45 @@ def _drawable(value: Any, log: bool) -> bool:
     return value is not None and (value > 0 or not log)
 
 
-def _mark_growth(panel: Axes, runs: Mapping[str, Any]) -> None:
-    """A thin line where a stage begins, with its depth above it where all runs grew at the same places."""
+def _scale_log(panel: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis, with plain numbers where it spans few decades."""
+    panel.set_yscale("log")
+    if max(values) < 1000 * min(values):
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _look_at_the_end(panel: Axes, values: Sequence[float]) -> None:
+    """Let the first tenth of the values, from chance upward, run out of the picture where the rest is close."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 10], ordered[-1]
+    margin = max(0.15 * (high - low), 0.02)
+    panel.set_ylim(max(0.0, low - margin), min(1.0, high + margin))
+
+
+def _mark_growth(panels: Sequence[Axes], runs: Mapping[str, Any]) -> None:
+    """Grey lines where a stage ends, its depth written in the first panel, if all runs grew at the same places."""
     marks = []
     for rows in runs.values():
-        starts = [(before[0], now[1].get("layers")) for before, now in itertools.pairwise(rows)
-                  if before[1].get("stage") != now[1].get("stage")]  # fmt: skip
-        marks.append([(rows[0][0], rows[0][1].get("layers")), *starts])
-    together = all(mark == marks[0] for mark in marks)
-    if len(marks[0]) < 2 or not together:
+        first = rows[0][0], rows[0][1].get("layers")
+        grown = [
+            (end, row.get("layers"))
+            for (end, last), (_, row) in itertools.pairwise(rows)
+            if last.get("stage") != row.get("stage")
+        ]
+        marks.append([first, *grown])
+    if len(marks[0]) < 2 or any(mark != marks[0] for mark in marks):
         return
-    for place, layers in marks[0]:
-        if place > marks[0][0][0]:
-            panel.axvline(place, color="#bbbbbb", linewidth=0.8, zorder=0.5)
-        text = f"{layers} layers" if place == marks[0][0][0] else str(layers)
-        panel.annotate(text, (place, 1.0), (3, -2), ("data", "axes fraction"), "offset points",
-                       va="top", fontsize=8, color=GREY)  # fmt: skip
+    for number, (place, layers) in enumerate(marks[0]):
+        for panel in panels if number else ():
+            panel.axvline(place, color="#c4c4c4", linewidth=0.8, zorder=0.5)
+        panels[0].annotate(
+            str(layers) if number else f"{layers} layers", (place, 1.0), (3, -1), ("data", "axes fraction"),
+            "offset points", va="top", fontsize=8, color=GREY,
+        )  # fmt: skip
 
 
 def _name_the_runs(figure: Figure, runs: Mapping[str, Any]) -> None:

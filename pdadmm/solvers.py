@@ -23,9 +23,8 @@ class SolverRow:
 SOLVERS = {
     row.name: row
     for row in (
-        SolverRow(
-            "pdadmm-g", "pdadmm.admm.estimator", "PDADMMG", "pdADMM-G, layers in parallel, no gradients"
-        ),
+        SolverRow("pdadmm-g", "pdadmm.admm.estimator", "PDADMMG", "pdADMM-G: layers in parallel, no gradients"),
+        SolverRow("pdadmm-g-q", "pdadmm.admm.estimator", "PDADMMGQ", "pdADMM-G with quantized messages"),
     )
 }
 

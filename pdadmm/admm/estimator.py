@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdadmm.admm.problem import Problem
+from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["PDADMMG"]
+__all__ = ["PDADMMG", "PDADMMGQ"]
 
 
 @dataclass(eq=False, repr=False)
@@ -49,3 +50,22 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         if transport.rank == 0:
             weights[0] = solver.first.weights()
         return Outcome(weights, solver.history, solver.stages, solver.summary())
+
+
+@dataclass(eq=False, repr=False)
+class PDADMMGQ(PDADMMG, Quantizer):
+    """pdADMM-G-Q: PDADMMG with quantized messages; its own parameters are those of Quantizer.
+
+    >>> from pdadmm import PDADMMGQ, digits
+    >>> solver = PDADMMGQ(bits=4, layers=3, hidden=32, iterations=5).fit(digits())
+    >>> solver.score(digits()) > 0.8
+    True
+    """
+
+    def checked(self) -> ADMMSettings:
+        """Return a copy with every value checked and the quantizer built."""
+        if self.quantizer is not None:
+            raise InputError("quantizer", "given", "left to PDADMMG", "PDADMMGQ takes bits, coding, delta, ..")
+        settings = PDADMMG.checked(self)
+        settings.quantizer = Quantizer.checked(self)
+        return settings

@@ -15,12 +15,14 @@ from pdadmm.admm.updates import (
     Moments,
     prepare_p_exact,
     update_b_,
+    update_p_constrained_,
     update_p_exact_,
     update_p_gradient_,
     update_q_,
     update_W_b_exact,
     update_W_gradient_,
 )
+from pdadmm.quantize import Grid
 
 __all__ = ["FirstLayer", "HiddenLayer", "Layer", "Penalties"]
 
@@ -79,13 +81,13 @@ class Layer:
         if self.loss is not None:
             self.z = self.loss.minimise(a, self.y, self.penalties.nu, self.z)
         else:
-            self.z = self.activation.minimise(a, self.above.q, self.z, self.penalties.prox_z)
+            self.z = self.activation.minimise(a, self.above.own_q, self.z, self.penalties.prox_z)
         torch.sub(self.z, a, out=self.r)
 
     def update_q(self) -> None:
         """q_l from p_{l+1} of this iteration."""
         link, penalties = self.above, self.penalties
-        update_q_(link.q, link.p, link.u, self.activation(self.z), penalties.nu, penalties.rho)
+        update_q_(link.own_q, link.p, link.u, self.activation(self.z), penalties.nu, penalties.rho)
 
     def terms(self) -> Terms:
         """Return this layer's share of the objective and the residuals."""
@@ -95,7 +97,7 @@ class Layer:
         else:
             link = self.above
             gap = link.p.double() - link.q
-            terms.activation = squared_norm(link.q - self.activation(self.z))
+            terms.activation = squared_norm(link.own_q - self.activation(self.z))
             terms.link = float(gap.square().sum())
             terms.dual = float((link.u.double() * gap).sum())
             terms.q_squared = squared_norm(link.q)
@@ -114,7 +116,7 @@ class FirstLayer(Layer):
         super().__init__(0, activation, penalties)
         self.solver = solver
 
-    def start(self, _: Tensor | None) -> Tensor:
+    def start(self) -> Tensor:
         """Begin a stage from the present W_1 and b_1; return a."""
         return self.begin(self.solver.start())
 
@@ -134,7 +136,8 @@ class FirstLayer(Layer):
 class HiddenLayer(Layer):
     """Layers 2..L; ``exact`` chooses between the two forms of the p- and the W-update.
 
-    ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I).
+    ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I), ``grid`` the fixed
+    grid that p is constrained to, if any.
     """
 
     def __init__(
@@ -146,17 +149,19 @@ class HiddenLayer(Layer):
         penalties: Penalties,
         exact: bool,
         identity: bool,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__(index, activation, penalties)
-        self.W, self.b, self.exact = W, b, exact
+        self.W, self.b, self.exact, self.grid = W, b, exact, grid
         square = identity and W.shape[0] == W.shape[1]
         self.target = torch.eye(len(W), dtype=W.dtype) if square else None
 
-    def start(self, h: Tensor) -> Tensor:
-        """Begin a stage with input h (V, n_{l-1}); return a. Fixes the unit of the relative ridges."""
+    def start(self) -> Tensor:
+        """Begin a stage from the p of the link below; return a. Fixes the unit of the relative ridges."""
+        p = self.below.own_p
         # the mean diagonal of p^T p at the stage's start: fixed, so that the objective is one function
-        self.unit = squared_norm(h) / h.shape[1] or 1.0
-        return self.begin(torch.addmm(self.b, h, self.W.mT))
+        self.unit = squared_norm(p) / p.shape[1] or 1.0
+        return self.begin(torch.addmm(self.b, p, self.W.mT))
 
     @property
     def kappa(self) -> float:
@@ -166,21 +171,23 @@ class HiddenLayer(Layer):
     def prepare_p(self) -> None:
         """What the p-update can do before q of the last iteration has arrived."""
         nu, rho = self.penalties.nu, self.penalties.rho
-        if self.exact:
+        if self.exact and self.grid is None:
             self.prepared = prepare_p_exact(self.z, self.W, self.b, nu, rho)
 
     def update_p(self) -> None:
         """p_l from q_{l-1} and u_{l-1} of the last iteration."""
         nu, rho, link = self.penalties.nu, self.penalties.rho, self.below
-        if self.exact:
-            update_p_exact_(link.p, self.prepared, link.q, link.u, rho)
+        if self.grid is not None:
+            update_p_constrained_(link.own_p, self.r, self.W, link.q, link.u, nu, rho, self.grid)
+        elif self.exact:
+            update_p_exact_(link.own_p, self.prepared, link.q, link.u, rho)
             del self.prepared
         else:
-            update_p_gradient_(link.p, self.r, self.W, link.q, link.u, nu, rho)
+            update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho)
 
     def update_W_b(self) -> Tensor:
         """W_l, then b_l; return a = p W^T + b."""
-        p, nu, mu = self.below.p, self.penalties.nu, self.penalties.mu
+        p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
         if not self.exact:
             update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target)
             update_b_(self.b, self.r)

@@ -1,79 +1,100 @@
-"""The boundary between layers l and l+1: p_{l+1}, q_l and u_l as both neighbours see them."""
+"""The boundary between layers l and l+1: p_{l+1}, q_l and u_l as both neighbours know them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from pdadmm.admm.channel import Channel
+from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.updates import update_u_
-from pdadmm.parallel.transport import Message, Transport
+from pdadmm.parallel.transport import Transport
 
 __all__ = ["Link"]
 
 
 class Link:
-    """Holds p (= p_{l+1}), q (= q_l) and u (= u_l), each (V, n_l), for the sides that live on this rank.
+    """p (= p_{l+1}), q (= q_l) and u (= u_l), each (V, n_l), for the sides that live on this rank.
 
-    When both layers are local the neighbours share the arrays. Otherwise p travels down, q travels up and
-    each side keeps a copy of what it received; u never travels, since both sides apply the same update to
-    the same p and q. ``h`` is the activation that the stage starts from, known to both sides.
+    ``p`` and ``q`` are as transmitted; ``own_p`` and ``own_q`` are the arrays that the updates write, the same
+    tensors unless messages are quantized. p travels down and q up; u never travels, since both sides apply the
+    same update to the same p and q. ``h`` is the activation that the stage starts from, known to both sides;
+    ``layer`` numbers the boundary (l - 1).
     """
 
-    def __init__(self, h: Tensor, lower: bool, upper: bool) -> None:
+    def __init__(
+        self, h: Tensor, layer: int, lower: bool, upper: bool, quantizer: Quantizer | None = None, seed: int = 0
+    ) -> None:
         assert lower or upper
-        self.q, self.p, self.u = h, h.clone(), torch.zeros_like(h)
         self.lower, self.upper = lower, upper
-        self.p_message: Message | None = None
-        self.q_message: Message | None = None
+        p = h.clone() if quantizer is None else quantizer.start_p(h)
+        coders = (None, None) if quantizer is None else (quantizer.coder("p"), quantizer.coder("q"))
+        self.p_channel = Channel(p, "p", layer, coders[0], (seed, layer))
+        self.q_channel = Channel(h, "q", layer, coders[1], (seed, layer))
+        self.u = torch.zeros_like(h)
         self.q_under_way = False
-
-    def connect(self, transport: Transport, peer: int, layer: int) -> None:
-        """Prepare the messages with the rank that holds the other side; ``layer`` numbers the boundary."""
-        make_p = transport.sender if self.upper else transport.receiver
-        make_q = transport.sender if self.lower else transport.receiver
-        self.p_message = make_p(self.p, peer, tag=2 * layer + 1, kind="p")
-        self.q_message = make_q(self.q, peer, tag=2 * layer + 2, kind="q")
+        self.remote = False
 
     @property
-    def remote(self) -> bool:
-        """Whether the other side lives on another rank."""
-        return self.p_message is not None
+    def p(self) -> Tensor:
+        """p_{l+1} as both sides know it."""
+        return self.p_channel.value
 
-    # The upper side: it holds p, and waits for q.
+    @property
+    def q(self) -> Tensor:
+        """q_l as both sides know it."""
+        return self.q_channel.value
+
+    @property
+    def own_p(self) -> Tensor:
+        """p_{l+1} of the upper side, before it is quantized."""
+        return self.p_channel.own
+
+    @property
+    def own_q(self) -> Tensor:
+        """q_l of the lower side, before it is quantized."""
+        return self.q_channel.own
+
+    def connect(self, transport: Transport, peer: int) -> None:
+        """Prepare the messages with the rank that holds the other side."""
+        self.remote = True
+        self.p_channel.connect(transport, peer, sends=self.upper, u=self.u)
+        self.q_channel.connect(transport, peer, sends=self.lower, u=self.u)
+
+    # The upper side: it writes p, and waits for q.
 
     def wait_q(self, rho: float) -> None:
         """Upper side, before p is updated: take q of the last iteration and bring u up to date."""
-        if self.remote and self.q_under_way:
-            self.q_message.wait()
+        if self.q_under_way:
+            self.p_channel.send_whole = self.q_channel.take()
             self.q_under_way = False
             update_u_(self.u, self.p, self.q, rho)
         if self.remote:
-            self.p_message.wait()  # p of the last iteration has left: its buffer may be written
+            self.p_channel.wait_sent()
 
     def send_p(self) -> None:
         """Upper side, after p was updated: send it down and be ready for q."""
+        self.p_channel.send(ask_resend=self.q_channel.differs)
         if self.remote:
-            self.q_message.start()
+            self.q_channel.post()
             self.q_under_way = True
-            self.p_message.start()
 
-    # The lower side: it holds q, and waits for p.
+    # The lower side: it writes q, and waits for p.
 
     def post_p(self) -> None:
         """Lower side, as the iteration begins: be ready for p."""
         if self.remote:
-            self.p_message.start()
+            self.p_channel.post()
 
     def wait_p(self) -> None:
         """Lower side, before q is updated: take p of this iteration."""
         if self.remote:
-            self.p_message.wait()
-            self.q_message.wait()  # q of the last iteration has left
+            self.q_channel.send_whole = self.p_channel.take()
+            self.q_channel.wait_sent()
 
     def send_q(self, rho: float) -> None:
         """Lower side, after q was updated: send it up and bring u up to date."""
-        if self.remote:
-            self.q_message.start()
+        self.q_channel.send(ask_resend=self.p_channel.differs)
         update_u_(self.u, self.p, self.q, rho)
 
     def finish(self, rho: float) -> None:
@@ -81,4 +102,4 @@ class Link:
         if self.remote and self.upper:
             self.wait_q(rho)
         elif self.remote:
-            self.q_message.wait()
+            self.q_channel.wait_sent()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pdadmm.admm.layer import FirstLayer, Layer, Terms
 from pdadmm.admm.link import Link
+from pdadmm.admm.quantizer import Quantizer
 from pdadmm.parallel.placement import owner_of
 from pdadmm.parallel.transport import Transport
 
@@ -20,13 +21,21 @@ class Network:
     """The run of layers that ``placement`` gives this rank, joined to its neighbours by Links.
 
     Building it is collective: the forward pass that gives every layer its start goes through the ranks
-    (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V.
+    (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V;
+    ``quantizer`` and ``seed`` say how messages are coded.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], placement: Sequence[range], nodes: int, transport: Transport
+        self,
+        layers: Sequence[Layer],
+        placement: Sequence[range],
+        nodes: int,
+        transport: Transport,
+        quantizer: Quantizer | None = None,
+        seed: int = 0,
     ) -> None:
         self.layers, self.transport = list(layers), transport
+        self.quantizer, self.seed = quantizer, seed
         self.uppers = [layer for layer in self.layers if layer.index > 0]
         depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < depth]
@@ -41,22 +50,24 @@ class Network:
     def _start(self, nodes: int) -> None:
         """Pass the training nodes' activations up and set every layer to a feasible point."""
         bottom, top = self.layers[0], self.layers[-1]
-        h = None
         if self.rank_below is not None:
             h = self._receive(nodes, "init")
-            bottom.below = Link(h, lower=False, upper=True)
+            bottom.below = self._link(h, bottom.index - 1, lower=False, upper=True)
         for layer, following in zip(self.layers, [*self.layers[1:], None]):
-            a = layer.start(h)
+            a = layer.start()
             if layer.loss is None:
                 h = layer.activation(a)
-                layer.above = Link(h, lower=True, upper=following is not None)
+                layer.above = self._link(h, layer.index, lower=True, upper=following is not None)
             if following is not None:
                 following.below = layer.above
         if self.rank_above is not None:
             self.transport.send(h, self.rank_above, "init")
-            top.above.connect(self.transport, self.rank_above, top.index)
+            top.above.connect(self.transport, self.rank_above)
         if self.rank_below is not None:
-            bottom.below.connect(self.transport, self.rank_below, bottom.index - 1)
+            bottom.below.connect(self.transport, self.rank_below)
+
+    def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
+        return Link(h, layer, lower, upper, self.quantizer, self.seed)
 
     def _receive(self, nodes: int, kind: str) -> Tensor:
         bottom = self.layers[0]
@@ -84,6 +95,11 @@ class Network:
         """Complete every message under way: the stage ends here."""
         for link in {layer.below for layer in self.uppers} | {layer.above for layer in self.lowers}:
             link.finish(self.layers[0].penalties.rho)
+
+    def message_bytes(self) -> int:
+        """Return the bytes of p and q messages of one iteration over this rank's upper boundaries."""
+        channels = [c for layer in self.lowers for c in (layer.above.p_channel, layer.above.q_channel)]
+        return sum(channel.payload_bytes for channel in channels)
 
     def terms(self) -> list[Terms]:
         """Return what each of this rank's layers adds to the objective and the residuals."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.losses import LOSSES
+from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
-from pdadmm.parameters import non_negative, one_of, optional, param, positive, stage_list, validate, whole
+from pdadmm.parameters import instance_of, non_negative, one_of, optional, param, positive, stage_list, validate, whole
 
 __all__ = ["ADMMSettings", "default_stages"]
 
@@ -63,6 +64,9 @@ class ADMMSettings:
         "end a stage after this many iterations without a better validation accuracy",
     )
     max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
+    quantizer: Quantizer | None = param(
+        None, optional(instance_of(Quantizer)), "how p and q are quantized (default: not at all)"
+    )
     seed: int = param(0, whole(0), "seed of the initial weights")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
 
@@ -71,6 +75,8 @@ class ADMMSettings:
         values = validate(self)
         if values["rho"] is None:
             values["rho"] = values["nu"]
+        if values["quantizer"] is not None:
+            values["quantizer"] = values["quantizer"].checked()
         stages, layers = values["stages"], values["layers"]
         if stages is None:
             values["stages"] = default_stages(layers)

@@ -65,7 +65,8 @@ class ADMMSolver:
     """Trains a GA-MLP by pdADMM-G on a Problem (Wang et al. 2022, Algorithm 1, grown stage by stage).
 
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
-    the history. After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
+    the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused.
+    After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
     ``first`` (rank 0) and ``weights`` (layers above the first).
     """
 
@@ -76,6 +77,7 @@ class ADMMSolver:
         transport: Transport,
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        first: Any = None,
     ) -> None:
         self.problem, self.settings, self.transport = problem, settings, transport
         self.eval_every, self.watch = eval_every, watch
@@ -86,7 +88,7 @@ class ADMMSolver:
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
         self.history, self.stages, self.clock = History(), [], Clock()
         self.weights: Weights = {}
-        self.first: Any = None
+        self.first = first
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
@@ -125,7 +127,8 @@ class ADMMSolver:
         network.finish()
         self._keep(network, best.weights)
         self.clock.stop()
-        self.stages.append(self._stage_summary(depth, iteration, start, best.row))
+        message_bytes = sum(self.transport.allgather(network.message_bytes()))
+        self.stages.append(self._stage_summary(depth, iteration, message_bytes, start, best.row))
 
     def widths(self, depth: int) -> list[int]:
         """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
@@ -164,7 +167,8 @@ class ADMMSolver:
         form = choose_first_layer(s.first_layer, nodes, widths[0])
         self.first_cost = form.cost(nodes, widths[0], widths[1])
         if self.transport.rank == 0:
-            self.first = form(self.problem.X, nodes, s.kappa_first)
+            if self.first is None:
+                self.first = form(self.problem.X, nodes, s.kappa_first)
             # rows of p_1 have some length: entries of 1 / length make z_1 of order one
             length = math.sqrt(squared_norm(self.first.p) / nodes) or 1.0
             weights = random_layer(s.seed, 0, widths[1], widths[0], FIRST_SCALE / length, self.dtype)
@@ -172,7 +176,8 @@ class ADMMSolver:
 
     def _build(self, depth: int, placement: list[range]) -> Network:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.transport.rank]]
-        return Network(layers, placement, self.problem.nodes, self.transport)
+        s = self.settings
+        return Network(layers, placement, self.problem.nodes, self.transport, s.quantizer, s.seed)
 
     def _layer(self, index: int, last: bool) -> Layer:
         if index == 0:
@@ -182,7 +187,9 @@ class ADMMSolver:
             form = self.settings.form
             # Cholesky work grows as n^3, the products as V n^2
             exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.problem.nodes)
-            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, identity=not last)
+            quantizer = self.settings.quantizer
+            grid = quantizer.grid() if quantizer is not None and quantizer.constrained else None
+            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid)
         if last:
             layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
         return layer
@@ -264,6 +271,7 @@ class ADMMSolver:
             "iterations": len(self.history),
             "stages": self.stages,
             **{name: last[name] for name in ("test_accuracy", "val_accuracy", "train_accuracy")},
+            "bytes_per_iteration": last["bytes_per_iteration"],
             "seconds_training": max(self.transport.allgather(self.clock.seconds)),
             "seconds_per_iteration": statistics.median(steps[1:] or steps),
             "first_layer": self.transport.bcast(self.first.name if self.first else None),
@@ -271,9 +279,14 @@ class ADMMSolver:
 
     @staticmethod
     def _stage_summary(
-        depth: int, iterations: int, start: dict[str, float], row: dict[str, Any]
+        depth: int, iterations: int, message_bytes: int, start: dict[str, float], row: dict[str, Any]
     ) -> dict[str, Any]:
-        summary = {"layers": depth, "iterations": iterations, "best_iteration": row["iteration"]}
+        summary = {
+            "layers": depth,
+            "iterations": iterations,
+            "best_iteration": row["iteration"],
+            "bytes_per_iteration": message_bytes,
+        }
         for name in ("val_accuracy", "test_accuracy", "train_accuracy"):
             summary[name] = row.get(name)
             summary[f"start_{name}"] = start.get(name)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdadmm.quantize import Grid
+
 __all__ = [
     "Moments",
     "cholesky",
@@ -20,6 +22,7 @@ __all__ = [
     "update_W_b_exact",
     "update_W_gradient_",
     "update_b_",
+    "update_p_constrained_",
     "update_p_exact_",
     "update_p_gradient_",
     "update_q_",
@@ -72,9 +75,36 @@ def update_p_gradient_(p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu
     g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
     gW = g @ W.mT
     g_squared = g.square().sum(1, keepdim=True)
-    tau = rho + nu * gW.square().sum(1, keepdim=True) / g_squared.clamp_min(torch.finfo(g.dtype).tiny)
+    tau = rho + nu * gW.square().sum(1, keepdim=True) / _floored(g_squared)
     p.sub_(g / tau)
     r.add_(gW / tau)
+
+
+def update_p_constrained_(
+    p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu: float, rho: float, grid: Grid
+) -> None:
+    """Move p to the point of the grid nearest to p - g/tau, and carry r along (Problem 3 of the paper).
+
+    The step d to a grid point is not parallel to g, so the curvature along g does not bound it. tau_i is tried
+    first; a node whose own step bends more, (nu |d_i W^T|^2 + rho |d_i|^2) / |d_i|^2 > tau_i, takes the bound
+    nu |W|_2^2 + rho instead. With p on the grid before, the Lagrangian does not rise.
+    """
+    g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
+    tau = rho + nu * (g @ W.mT).square().sum(1, keepdim=True) / _floored(g.square().sum(1, keepdim=True))
+    target = grid.project(p - g / tau)
+    d = target - p
+    dW = d @ W.mT
+    bends = nu * dW.square().sum(1) > (tau.squeeze(1) - rho) * d.square().sum(1)
+    if bool(bends.any()):
+        bound = rho + nu * float(torch.linalg.matrix_norm(W, 2)) ** 2 * (1 + 1e-5)
+        target[bends] = grid.project(p[bends] - g[bends] / bound)
+        dW[bends] = (target[bends] - p[bends]) @ W.mT
+    p.copy_(target)
+    r.sub_(dW)
+
+
+def _floored(x: Tensor) -> Tensor:
+    return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def update_W_gradient_(

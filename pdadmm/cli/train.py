@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ def run(arguments: list[str]) -> int:
     from pdadmm.cli import Parser
 
     first = Parser(prog="pdadmm train", add_help=False)
-    first.add_argument("--solver", default="pdadmm-g")
-    solver = solver_class(first.parse_known_args(arguments)[0].solver)
-    given = _parser(solver).parse_args(arguments)
-    estimator = solver(**{f.name: getattr(given, f.name) for f in parameters(solver)})
+    first.add_argument("--solver")
+    first.add_argument("--bits")
+    early = first.parse_known_args(arguments)[0]
+    name = early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
+    solver = solver_class(name)
+    given = _parser(solver, name).parse_args(arguments)
+    estimator = solver(**{field.name: getattr(given, field.name) for field in _flags(solver)})
     if given.log_level not in LEVELS:
         raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
     console.start_logging("warning" if given.quiet else given.log_level, launched_rank())
@@ -46,7 +50,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parser(solver: type) -> argparse.ArgumentParser:
+def _flags(solver: type) -> list[dataclasses.Field]:
+    return [field for field in parameters(solver) if field.metadata["check"].flag]
+
+
+def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     """Return the parser of ``train``; a solver's own flags come from its hyper-parameters."""
     from pdadmm.cli import Parser
 
@@ -69,9 +77,9 @@ def _parser(solver: type) -> argparse.ArgumentParser:
         default="pdadmm-g",
         metavar="NAME",
         help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g)",
-    )
+    )  # fmt: skip
     own = parser.add_argument_group("solver")
-    for field in parameters(solver):
+    for field in _flags(solver):
         check = field.metadata["check"]
         note = "" if field.default is None else f" (default: {field.default})"
         allowed = f": {', '.join(check.choices)}" if check.choices else ""

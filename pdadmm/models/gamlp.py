@@ -66,12 +66,14 @@ def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | Non
     config, arrays = augmenter.state() if augmenter is not None else (None, {})
     tensors |= {f"augment.{name}": torch.from_numpy(array) for name, array in arrays.items()}
     described = {
+        "format": FORMAT,
         "widths": model.widths,
         "activation": model.activation_name,
         "augment": config,
         "classes": np.asarray(classes).tolist(),
     }
-    content = save(tensors, metadata={"format": FORMAT, "config": json.dumps(described)})
+    # one key: safetensors writes several in random order, and equal models make equal files
+    content = save(tensors, metadata={"pdadmm": json.dumps(described)})
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     partial.write_bytes(content)
@@ -89,9 +91,9 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}")
-        config = json.loads(metadata["config"])
+        config = json.loads(metadata.get("pdadmm", "{}"))
+        if config.get("format") != FORMAT:
+            raise ValueError(f"its format is {config.get('format')!r}")
         weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
         dtype = next(iter(weights.values())).dtype
         model = GAMLP(config["widths"], config["activation"], dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -33,21 +35,31 @@ def _install_abort_hook(comm: Any) -> None:
 
 
 class _Persistent:
-    """A persistent request on a numpy view of a torch buffer, with its entry in the ledger."""
+    """A persistent request on a numpy view of a torch buffer; MPI's own count goes into the ledger."""
 
-    def __init__(self, request: Any, record: Any) -> None:
-        self.request, self.record, self.under_way = request, record, False
+    def __init__(
+        self, request: Any, status: Any, byte: Any, nbytes: int, record: Callable[[int], None], receives: bool
+    ) -> None:
+        self.request, self.status, self.byte, self.nbytes = request, status, byte, nbytes
+        self.record, self.receives, self.under_way = record, receives, False
 
     def start(self) -> None:
         assert not self.under_way
         self.request.Start()
         self.under_way = True
-        self.record()
+        if not self.receives:
+            self.record(self.nbytes)
 
     def wait(self) -> None:
-        if self.under_way:
-            self.request.Wait()
-            self.under_way = False
+        if not self.under_way:
+            return
+        self.request.Wait(self.status)
+        self.under_way = False
+        if self.receives:
+            count = self.status.Get_count(self.byte)
+            if count != self.nbytes:
+                raise RuntimeError(f"a message of {count} bytes arrived where {self.nbytes} were expected")
+            self.record(count)
 
     def __del__(self) -> None:
         if not self.under_way and self.request:
@@ -82,12 +94,14 @@ class MPITransport:
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
         view = self._view(buffer)
         request = self.comm.Send_init(view, dest=peer, tag=tag)
-        return _Persistent(request, lambda: self.ledger.record_sent(kind, view.nbytes))
+        record = partial(self.ledger.record_sent, kind)
+        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view.nbytes, record, receives=False)
 
     def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
         view = self._view(buffer)
         request = self.comm.Recv_init(view, source=peer, tag=tag)
-        return _Persistent(request, lambda: self.ledger.record_received(kind, view.nbytes))
+        record = partial(self.ledger.record_received, kind)
+        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view.nbytes, record, receives=True)
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         view = self._view(array)

@@ -1,0 +1,87 @@
+"""How pdADMM-G-Q quantizes: what crosses the boundaries between layers, or p itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from pdadmm.errors import InputError
+from pdadmm.parameters import boolean, number, one_of, optional, param, validate, whole_of
+from pdadmm.quantize import GRIDS, ROUNDINGS, Coder, Grid, make_coder, make_grid
+
+__all__ = ["CODINGS", "Quantizer"]
+
+CODINGS = ("difference", "value", "constrained")
+CODE_BITS = (0, 1, 2, 4, 8, 16)
+
+
+@dataclass(eq=False)
+class Quantizer:
+    """What pdADMM-G-Q sends instead of float arrays (Wang et al. 2022, Problem 3; docs/math.md).
+
+    ``coding`` "difference" sends the quantized change since the last message, "value" the quantized value;
+    "constrained" keeps p_{l+1} itself on a fixed grid Delta_l, so that p needs no rounding on its way, and sends
+    q in 32 bits unless ``q_bits`` says otherwise. ``bits`` 0 sends nothing after a stage's start: the control
+    experiment. Raises InputError from ``checked``.
+
+    >>> Quantizer(bits=2).checked().delta
+    'column'
+    """
+
+    bits: int = param(4, whole_of(CODE_BITS), "bits of each value of p and q in a message; 0 is the control")
+    coding: str = param("difference", one_of(CODINGS), "what is quantized")
+    delta: str | None = param(
+        None, optional(one_of(tuple(GRIDS))), "grid Delta of the codes (default: column; paper where constrained)"
+    )
+    delta_low: float | None = param(None, optional(number), "lowest point of the linspace grid")
+    delta_high: float | None = param(None, optional(number), "highest point of the linspace grid")
+    rounding: str = param("nearest", one_of(ROUNDINGS), "rounding of the codes")
+    error_feedback: bool = param(False, boolean, "add what the last message rounded away to the next")
+    q_bits: int | None = param(
+        None, optional(whole_of((*CODE_BITS, 32))), "bits of q where p has others (default: bits; 32 where constrained)"
+    )
+
+    @property
+    def constrained(self) -> bool:
+        """Whether p itself lives on the grid (Problem 3)."""
+        return self.coding == "constrained"
+
+    def checked(self) -> Quantizer:
+        """Return a copy with every value checked and every default that depends on others filled in."""
+        own = {field.name for field in fields(Quantizer)}
+        values = {name: value for name, value in validate(self).items() if name in own}
+        constrained = values["coding"] == "constrained"
+        values["delta"] = values["delta"] or ("paper" if constrained else "column")
+        if values["q_bits"] is None:
+            values["q_bits"] = 32 if constrained else values["bits"]
+        result = Quantizer(**values)
+        if constrained:
+            if result.delta not in ("paper", "linspace") or result.bits == 0:
+                raise InputError("delta", result.delta, "paper or linspace with 1 to 16 bits where p is constrained")
+            if result.rounding != "nearest" or result.error_feedback:
+                raise InputError("coding", "constrained", "used with nearest rounding and without error feedback")
+            result.grid()
+        result.coder("p")
+        result.coder("q")
+        return result
+
+    def grid(self) -> Grid:
+        """Return the fixed grid Delta that p is constrained to."""
+        return make_grid(self.delta, self.bits, self.delta_low, self.delta_high)
+
+    def coder(self, kind: str) -> Coder | None:
+        """Return a new coder for messages of ``kind`` "p" or "q"; None where the array itself is sent."""
+        bits = self.bits if kind == "p" else self.q_bits
+        if bits == 32:
+            return None
+        mode, delta = self.coding, self.delta
+        if self.constrained:
+            # p is on the grid already; q is coded like any message, its codes are not bound to Delta
+            mode, delta = ("value", delta) if kind == "p" else ("difference", "column")
+        ends = (self.delta_low, self.delta_high) if delta == "linspace" else (None, None)
+        return make_coder(bits, mode, delta, self.rounding, self.error_feedback, *ends)
+
+    def start_p(self, h: Tensor) -> Tensor:
+        """Return p of a stage's start: q itself, or the point of Delta nearest to it."""
+        return self.grid().project(h) if self.constrained else h.clone()

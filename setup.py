@@ -1,0 +1,61 @@
+"""Packaging of pdadmm: version ranges here, exact pins in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "pdadmm/__init__.py").read_text("utf-8")).group(1)
+
+MPI = ["mpi4py>=4.0,<5"]
+PLOT = ["matplotlib>=3.8,<4"]
+TEST = ["mpich>=4.2", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.8"]
+
+setup(
+    name="pdadmm",
+    version=VERSION,
+    description="Graph-augmented MLPs trained by pdADMM-G: gradient-free, one layer per MPI rank",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["ADMM", "graph neural network", "model parallelism", "MPI"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.11",
+    packages=find_packages(include=["pdadmm", "pdadmm.*"]),
+    ext_modules=[
+        # Optional: without a compiler the plain torch path gives the same bits. Contraction would change them.
+        Extension(
+            "pdadmm.kernels._codec",
+            ["pdadmm/kernels/codec.c"],
+            extra_compile_args=[
+                *("-std=gnu11", "-O3", "-g0"),
+                *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+            ],
+            libraries=["m"],
+            optional=True,
+        )
+    ],
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "numpy>=2.0,<3",
+        "scipy>=1.13,<2",
+        "scikit-learn>=1.6,<2",
+        "safetensors>=0.4.3,<1",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "mpi": MPI,  # any MPI will do: a cluster's own, or `pip install mpich`
+        "gpu": ["cupy-cuda13x>=14.0,<15"],
+        "plot": PLOT,
+        "partition": ["pymetis>=2025.1"],
+        "test": [*MPI, *PLOT, *TEST],
+    },
+    entry_points={"console_scripts": ["pdadmm = pdadmm.__main__:main"]},
+)

@@ -1,0 +1,275 @@
+"""pdADMM-G-Q: quantized messages, p constrained to a grid, and what guards the two ends of a boundary."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pdadmm import PDADMMG, PDADMMGQ, InputError, Quantizer, csbm
+from pdadmm.admm.channel import HEADER_BYTES, MESSAGES_BETWEEN_DIGESTS, Channel
+from pdadmm.admm.link import Link
+from pdadmm.admm.updates import update_p_constrained_
+from pdadmm.parallel.ledger import Ledger
+from pdadmm.quantize import make_grid
+
+GRAPH = csbm(120, num_classes=3, num_features=12, avg_degree=6, seed=3)
+
+
+class Wire:
+    """A transport between two ranks of one test: a message is copied when both sides have started it."""
+
+    def __init__(self) -> None:
+        self.queues: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self.ledger = Ledger()
+
+    def sender(self, buffer, peer, tag, kind):
+        return _Send(self.queues.setdefault((kind, tag), []), buffer, self.ledger, kind)
+
+    def receiver(self, buffer, peer, tag, kind):
+        return _Receive(self.queues.setdefault((kind, tag), []), buffer)
+
+
+class _Send:
+    def __init__(self, queue, buffer, ledger, kind) -> None:
+        self.queue, self.buffer, self.ledger, self.kind = queue, buffer, ledger, kind
+
+    def start(self) -> None:
+        self.queue.append(self.buffer.clone())
+        self.ledger.record_sent(self.kind, self.buffer.numel() * self.buffer.dtype.itemsize)
+
+    def wait(self) -> None:
+        pass
+
+
+class _Receive:
+    def __init__(self, queue, buffer) -> None:
+        self.queue, self.buffer = queue, buffer
+
+    def start(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        self.buffer.copy_(self.queue.pop(0))
+
+
+def boundary(quantizer: Quantizer | None, nodes: int = 40, width: int = 8) -> tuple[Link, Link, Link, Wire]:
+    """Return one boundary three times: in one process, and as the lower and upper side of two ranks."""
+    h = torch.rand(nodes, width, generator=torch.Generator().manual_seed(1))
+    quantizer = None if quantizer is None else quantizer.checked()
+    wire = Wire()
+    local = Link(h.clone(), 4, lower=True, upper=True, quantizer=quantizer, seed=5)
+    lower = Link(h.clone(), 4, lower=True, upper=False, quantizer=quantizer, seed=5)
+    upper = Link(h.clone(), 4, lower=False, upper=True, quantizer=quantizer, seed=5)
+    lower.connect(wire, 1)
+    upper.connect(wire, 0)
+    return local, lower, upper, wire
+
+
+def exchange(local: Link, lower: Link, upper: Link, random: torch.Generator) -> None:
+    """One iteration of the boundary with made-up p and q, the same in one process and across ranks."""
+    p, q = (torch.rand(local.p.shape, generator=random) for _ in range(2))
+    for link in (local, upper):
+        link.wait_q(0.5)
+        link.own_p.copy_(p)
+        if link is upper:
+            lower.post_p()
+        link.send_p()
+    for link in (local, lower):
+        link.wait_p()
+        link.own_q.copy_(q)
+        link.send_q(0.5)
+
+
+QUANTIZERS = [
+    None,
+    *(Quantizer(bits=bits) for bits in (16, 8, 4, 2, 1, 0)),
+    Quantizer(bits=4, coding="value"),
+    Quantizer(bits=4, rounding="stochastic"),
+    Quantizer(bits=2, error_feedback=True),
+    Quantizer(bits=8, delta="message"),
+    Quantizer(bits=8, q_bits=32),
+]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+def test_both_sides_of_a_boundary_know_what_one_process_knows(quantizer):
+    local, lower, upper, _ = boundary(quantizer)
+    random = torch.Generator().manual_seed(2)
+    for _ in range(2 * MESSAGES_BETWEEN_DIGESTS + 1):
+        exchange(local, lower, upper, random)
+    for link in (lower, upper):
+        link.finish(0.5)
+        for name in ("p", "q", "u"):
+            assert torch.equal(getattr(link, name), getattr(local, name)), name
+        assert link.p_channel.resent == link.q_channel.resent == 0
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+def test_a_message_is_as_long_as_the_channel_says(quantizer):
+    local, lower, upper, wire = boundary(quantizer)
+    random = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        exchange(local, lower, upper, random)
+    assert wire.ledger.sent["p"] == 3 * local.p_channel.payload_bytes
+    assert wire.ledger.sent["q"] == 3 * local.q_channel.payload_bytes
+
+
+@pytest.mark.parametrize("kind", ["p", "q"])
+def test_ends_that_differ_are_brought_together_by_one_whole_message(kind):
+    local, lower, upper, _ = boundary(Quantizer(bits=4))
+    random = torch.Generator().manual_seed(2)
+    exchange(local, lower, upper, random)
+    receiver = lower.p_channel if kind == "p" else upper.q_channel
+    receiver.value[3, 2] += 0.25  # as a flipped bit in memory would
+    for _ in range(MESSAGES_BETWEEN_DIGESTS + 2):
+        exchange(local, lower, upper, random)
+    for link in (lower, upper):
+        link.finish(0.5)
+    assert receiver.resent == 1
+    assert torch.equal(lower.p, upper.p)
+    assert torch.equal(lower.q, upper.q)
+    assert torch.equal(lower.u, upper.u)
+
+
+def test_a_value_that_is_not_finite_arrives_as_nan_and_ends_nobody():
+    local, lower, upper, _ = boundary(Quantizer(bits=4))
+    for link in (local, upper):
+        link.wait_q(0.5)
+        link.own_p.fill_(torch.inf)
+    lower.post_p()
+    local.send_p()
+    upper.send_p()
+    lower.wait_p()
+    assert bool(torch.isnan(lower.p).all())
+    assert bool(torch.isnan(local.p).all())
+
+
+def test_a_message_of_another_iteration_is_refused():
+    _, lower, upper, _ = boundary(Quantizer(bits=4))
+    lower.post_p()
+    upper.p_channel.number = 6
+    upper.send_p()
+    with pytest.raises(RuntimeError, match="out of order"):
+        lower.wait_p()
+
+
+def test_without_a_quantizer_no_copy_is_made():
+    channel = Channel(torch.zeros(4, 2), "p", 0, None, ())
+    assert channel.value is channel.own
+    assert channel.payload_bytes == 4 * 2 * 4
+
+
+# 3 arrays of 32 bits a boundary is what the authors' code moves; header and column scales are counted.
+@pytest.mark.parametrize(("bits", "least"), [(8, 5.9), (4, 11.5), (2, 22.0), (1, 40.0)])
+def test_messages_shrink_by_what_the_bits_say(bits, least):
+    nodes, width = 2000, 100
+    link = Link(torch.zeros(nodes, width), 0, True, True, Quantizer(bits=bits).checked())
+    sent = link.p_channel.payload_bytes + link.q_channel.payload_bytes
+    assert sent == 2 * (HEADER_BYTES + 8 * width + -(-nodes * width * bits // 8))
+    assert 3 * 4 * nodes * width / sent >= least
+
+
+# p on a grid (Problem 3)
+
+
+def phi(p, z, W, b, q, u, nu, rho):
+    fit, gap = z - p @ W.T - b, p - q
+    return 0.5 * nu * fit.square().sum(1) + (u * gap).sum(1) + 0.5 * rho * gap.square().sum(1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_constrained_step_stays_on_the_grid_and_no_node_rises(seed):
+    random = torch.Generator().manual_seed(seed)
+    V, m, n = (int(torch.randint(1, 12, (), generator=random)) for _ in range(3))
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    grid = make_grid("linspace", 4, -1.0, 2.0)
+    nu, rho = float(draw(1).exp()), float(draw(1).exp())
+    p, W, b, q, u, z = grid.project(draw(V, m)), 3 * draw(n, m), draw(n), draw(V, m), draw(V, m), draw(V, n)
+    before = phi(p, z, W, b, q, u, nu, rho)
+    r = z - p @ W.T - b
+    update_p_constrained_(p, r, W, q, u, nu, rho, grid)
+    assert torch.equal(grid.project(p), p)
+    after = phi(p, z, W, b, q, u, nu, rho)
+    assert bool((after <= before + 1e-10 * (1 + before.abs())).all())
+    torch.testing.assert_close(r, z - p @ W.T - b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["exact", "gradient"])
+@pytest.mark.parametrize("grid", [{"delta": "paper"}, {"delta": "linspace", "delta_low": 0, "delta_high": 6}], ids=str)
+def test_the_lagrangian_does_not_rise_on_a_fixed_grid(form, grid):
+    solver = PDADMMG(
+        layers=4, hidden=16, stages=(2, 4), iterations=60, form=form, dtype="float64", threads=1,
+        nu=0.3, rho=4.2 * 0.3, prox_z=1.0, prox_W=0.0, kappa_identity=0.0,
+        quantizer=Quantizer(bits=8, coding="constrained", **grid),
+    ).fit(GRAPH)  # fmt: skip
+    for stage in (0, 1):
+        values = [row["lagrangian"] for row in solver.history_ if row["stage"] == stage]
+        for earlier, later in itertools.pairwise(values):
+            assert later <= earlier + 1e-9 * abs(values[0])
+
+
+# Whole runs
+
+
+def test_8_bits_train_like_32():
+    plain, quantized = (
+        PDADMMG(layers=4, hidden=16, iterations=10, threads=1, quantizer=quantizer).fit(GRAPH)
+        for quantizer in (None, Quantizer(bits=8))
+    )
+    assert abs(plain.summary_["val_accuracy"] - quantized.summary_["val_accuracy"]) <= 0.05
+    assert quantized.summary_["bytes_per_iteration"] < 0.5 * plain.summary_["bytes_per_iteration"]
+
+
+def test_pdadmmgq_is_pdadmmg_with_a_quantizer():
+    one = PDADMMG(layers=3, hidden=16, iterations=4, threads=1, quantizer=Quantizer(bits=2)).fit(GRAPH)
+    other = PDADMMGQ(layers=3, hidden=16, iterations=4, threads=1, bits=2).fit(GRAPH)
+    for name, value in one.model_.state_dict().items():
+        assert torch.equal(value, other.model_.state_dict()[name]), name
+
+
+def test_0_bits_send_nothing_but_headers_and_leave_u_at_zero():
+    solver = PDADMMGQ(layers=3, hidden=16, iterations=4, threads=1, bits=0).fit(GRAPH)
+    assert solver.summary_["bytes_per_iteration"] == 2 * 2 * HEADER_BYTES
+    assert all(row["residual_link"] == 0.0 for row in solver.history_)
+
+
+def test_references_of_an_inserted_layer_start_at_its_activations():
+    quantizer = Quantizer(bits=1).checked()
+    h = torch.from_numpy(np.linspace(0, 1, 12, dtype=np.float32).reshape(4, 3))
+    link = Link(h, 2, True, True, quantizer)
+    assert torch.equal(link.p, h)
+    assert torch.equal(link.q, h)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"bits": 3}, "bits"),
+        ({"coding": "sometimes"}, "coding"),
+        ({"delta": "square"}, "delta"),
+        ({"rounding": "up"}, "rounding"),
+        ({"error_feedback": "perhaps"}, "error_feedback"),
+        ({"q_bits": 5}, "q_bits"),
+        ({"coding": "constrained", "delta": "column"}, "delta"),
+        ({"coding": "constrained", "rounding": "stochastic"}, "coding"),
+        ({"coding": "constrained", "bits": 2}, "bits"),
+        ({"delta": "linspace"}, "lo, hi"),
+        ({"coding": "difference", "delta": "paper", "bits": 8}, "grid"),
+    ],
+    ids=str,
+)
+def test_what_has_no_meaning_is_refused(options, name):
+    with pytest.raises(InputError) as caught:
+        PDADMMGQ(layers=3, hidden=4, iterations=1, **options).fit(GRAPH)
+    assert caught.value.argument == name
+
+
+def test_a_quantizer_object_belongs_to_pdadmmg():
+    with pytest.raises(InputError, match="quantizer"):
+        PDADMMGQ(quantizer=Quantizer()).fit(GRAPH)
