@@ -29,11 +29,12 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["pdadmm", "pdadmm.*"]),
+    package_data={"pdadmm.kernels": ["*.cu", "*.h"]},  # compiled on the machine with the GPU
+    # Optional: without a compiler plain torch takes their place. Contraction would change the codec's bits.
     ext_modules=[
-        # Optional: without a compiler the plain torch path gives the same bits. Contraction would change them.
         Extension(
-            "pdadmm.kernels._codec",
-            ["pdadmm/kernels/codec.c"],
+            f"pdadmm.kernels._{name}",
+            [f"pdadmm/kernels/{name}.c"],
             extra_compile_args=[
                 *("-std=gnu11", "-O3", "-g0"),
                 *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
@@ -41,6 +42,7 @@ setup(
             libraries=["m"],
             optional=True,
         )
+        for name in ("codec", "updates")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

@@ -45,6 +45,18 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _real_matrix(X: Any) -> np.ndarray:
+    """Return augmented features as an array of real numbers (V, n_0)."""
+    allowed = "a matrix of real numbers (V, n_0)"
+    try:
+        array = np.asarray(X)
+    except ValueError as error:
+        raise InputError("X", type(X).__name__, allowed, str(error).split(".")[0]) from None
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise InputError("X", f"shape {array.shape} of {array.dtype}", allowed)
+    return array
+
+
 @dataclass(eq=False, repr=False)
 class GraphClassifier(ClassifierMixin, BaseEstimator):
     """A node classifier on augmented features; a solver adds its own settings and ``_train``.
@@ -155,12 +167,10 @@ class GraphClassifier(ClassifierMixin, BaseEstimator):
     def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
         if y is None:
             raise InputError("y", None, "given where the first argument is no Graph")
-        X = torch.tensor(np.asarray(X), dtype=dtype)  # a copy: it is shifted in place
+        X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
         y = np.asarray(y)
-        if X.ndim != 2 or y.ndim != 1 or len(X) != len(y) or not len(X):
-            raise InputError(
-                "X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1"
-            )
+        if y.ndim != 1 or len(X) != len(y) or not len(X):
+            raise InputError("X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1")
         if not bool(torch.isfinite(X).all()):
             raise InputError("X", "an array with NaN or infinity", "finite")
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -192,15 +202,16 @@ class GraphClassifier(ClassifierMixin, BaseEstimator):
                 raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
             graph = self.augmenter_.transform(graph)
         dtype = self.model_.layers[0].weight.dtype
-        X = torch.as_tensor(np.asarray(graph), dtype=dtype)
-        if X.ndim != 2 or X.shape[1] != self.model_.widths[0]:
+        X = torch.as_tensor(_real_matrix(graph), dtype=dtype)
+        if X.shape[1] != self.model_.widths[0]:
             raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
         with torch.no_grad():
             return self.model_(X)
 
     def predict(self, graph: Graph | Any) -> np.ndarray:
         """Return the class of every node of a Graph (V,), or of every row of augmented features."""
-        return self.classes_[self._logits(graph).argmax(1).numpy()]
+        logits = self._logits(graph)
+        return self.classes_[logits.argmax(1).numpy()]
 
     def predict_proba(self, graph: Graph | Any) -> np.ndarray:
         """Return class probabilities (V, C), the softmax of the logits, columns as in ``classes_``."""

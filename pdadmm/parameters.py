@@ -82,9 +82,11 @@ def _accept_boolean(value: Any) -> bool:
 
 
 boolean = Check(_accept_boolean, "true or false", "BOOL")
-number = _number(-math.inf, math.inf, False, "a finite number")
-positive = _number(0.0, math.inf, True, "a finite number above 0")
-non_negative = _number(0.0, math.inf, False, "a finite number of at least 0")
+# float32 holds 3e38: a weight and a sum of squares must both fit
+LEAST, MOST = 1e-20, 1e20
+number = _number(-MOST, MOST, False, "a number from -1e20 to 1e20")
+positive = _number(LEAST, MOST, False, "a number from 1e-20 to 1e20")
+non_negative = _number(0.0, MOST, False, "a number from 0 to 1e20")
 fraction = _number(0.0, 1.0, True, "a number above 0 and at most 1")
 
 

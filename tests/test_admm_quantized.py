@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pdadmm import PDADMMG, PDADMMGQ, InputError, Quantizer, csbm
+from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.channel import HEADER_BYTES, MESSAGES_BETWEEN_DIGESTS, Channel
 from pdadmm.admm.link import Link
 from pdadmm.admm.updates import update_p_constrained_
@@ -72,15 +73,14 @@ def exchange(local: Link, lower: Link, upper: Link, random: torch.Generator) -> 
     """One iteration of the boundary with made-up p and q, the same in one process and across ranks."""
     p, q = (torch.rand(local.p.shape, generator=random) for _ in range(2))
     for link in (local, upper):
-        link.wait_q(0.5)
+        link.wait_q()
         link.own_p.copy_(p)
         if link is upper:
             lower.post_p()
-        link.send_p()
+        link.send_p(0.5)
     for link in (local, lower):
         link.wait_p()
-        link.own_q.copy_(q)
-        link.send_q(0.5)
+        link.update_q_u(q, ACTIVATIONS["relu"], 0.3, 0.5)
 
 
 QUANTIZERS = [
@@ -101,7 +101,7 @@ def test_both_sides_of_a_boundary_know_what_one_process_knows(quantizer):
     for _ in range(2 * MESSAGES_BETWEEN_DIGESTS + 1):
         exchange(local, lower, upper, random)
     for link in (lower, upper):
-        link.finish(0.5)
+        link.finish()
         for name in ("p", "q", "u"):
             assert torch.equal(getattr(link, name), getattr(local, name)), name
         assert link.p_channel.resent == link.q_channel.resent == 0
@@ -127,7 +127,7 @@ def test_ends_that_differ_are_brought_together_by_one_whole_message(kind):
     for _ in range(MESSAGES_BETWEEN_DIGESTS + 2):
         exchange(local, lower, upper, random)
     for link in (lower, upper):
-        link.finish(0.5)
+        link.finish()
     assert receiver.resent == 1
     assert torch.equal(lower.p, upper.p)
     assert torch.equal(lower.q, upper.q)
@@ -137,11 +137,11 @@ def test_ends_that_differ_are_brought_together_by_one_whole_message(kind):
 def test_a_value_that_is_not_finite_arrives_as_nan_and_ends_nobody():
     local, lower, upper, _ = boundary(Quantizer(bits=4))
     for link in (local, upper):
-        link.wait_q(0.5)
+        link.wait_q()
         link.own_p.fill_(torch.inf)
     lower.post_p()
-    local.send_p()
-    upper.send_p()
+    local.send_p(0.5)
+    upper.send_p(0.5)
     lower.wait_p()
     assert bool(torch.isnan(lower.p).all())
     assert bool(torch.isnan(local.p).all())
@@ -151,7 +151,7 @@ def test_a_message_of_another_iteration_is_refused():
     _, lower, upper, _ = boundary(Quantizer(bits=4))
     lower.post_p()
     upper.p_channel.number = 6
-    upper.send_p()
+    upper.send_p(0.5)
     with pytest.raises(RuntimeError, match="out of order"):
         lower.wait_p()
 

@@ -18,6 +18,15 @@ from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
 __all__ = ["FIRST_LAYERS", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
 
 
+def fixed_ridge(factor: Tensor, kappa_first: float) -> float:
+    """Return kappa_1 = ``kappa_first`` times the mean diagonal of a Gram or kernel matrix.
+
+    Below the root of the number format's precision the solve would return rounding errors: that is the least.
+    """
+    unit = float(factor.diagonal().double().mean()) or 1.0  # constant features leave nothing after centring
+    return max(kappa_first, torch.finfo(factor.dtype).eps ** 0.5) * unit
+
+
 class GramFirst:
     """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
 
@@ -29,8 +38,8 @@ class GramFirst:
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
         gram = self.p.mT @ self.p
-        self.kappa = kappa_first * float(gram.diagonal().double().mean())
-        gram.diagonal().add_(self.kappa or torch.finfo(X.dtype).eps * float(gram.trace()))
+        self.kappa = fixed_ridge(gram, kappa_first)
+        gram.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(gram)
 
     @staticmethod
@@ -87,8 +96,7 @@ class KernelFirst:
         self.X, self.p = X, X[:nodes]
         self.kernel = X @ self.p.mT
         system = self.kernel[:nodes].clone()
-        self.kappa = kappa_first * float(system.diagonal().double().mean())
-        self.kappa = self.kappa or torch.finfo(X.dtype).eps * float(system.trace())
+        self.kappa = fixed_ridge(system, kappa_first)
         system.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(system)
         self.alpha: Tensor | None = None

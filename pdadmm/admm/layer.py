@@ -18,7 +18,6 @@ from pdadmm.admm.updates import (
     update_p_constrained_,
     update_p_exact_,
     update_p_gradient_,
-    update_q_,
     update_W_b_exact,
     update_W_gradient_,
 )
@@ -80,14 +79,13 @@ class Layer:
         """z_l: element-wise minimiser, or the loss's Newton steps on the last layer; then r = z - a."""
         if self.loss is not None:
             self.z = self.loss.minimise(a, self.y, self.penalties.nu, self.z)
+            torch.sub(self.z, a, out=self.r)
         else:
-            self.z = self.activation.minimise(a, self.above.own_q, self.z, self.penalties.prox_z)
-        torch.sub(self.z, a, out=self.r)
+            self.activation.update_z_(self.z, self.r, a, self.above.own_q, self.penalties.prox_z)
 
     def update_q(self) -> None:
-        """q_l from p_{l+1} of this iteration."""
-        link, penalties = self.above, self.penalties
-        update_q_(link.own_q, link.p, link.u, self.activation(self.z), penalties.nu, penalties.rho)
+        """q_l from p_{l+1} of this iteration, sent up at once; then u_l."""
+        self.above.update_q_u(self.z, self.activation, self.penalties.nu, self.penalties.rho)
 
     def terms(self) -> Terms:
         """Return this layer's share of the objective and the residuals."""

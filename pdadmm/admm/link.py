@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.channel import Channel
 from pdadmm.admm.quantizer import Quantizer
-from pdadmm.admm.updates import update_u_
+from pdadmm.admm.updates import update_q_, update_q_u_, update_u_
 from pdadmm.parallel.transport import Transport
 
 __all__ = ["Link"]
@@ -63,17 +64,18 @@ class Link:
 
     # The upper side: it writes p, and waits for q.
 
-    def wait_q(self, rho: float) -> None:
+    def wait_q(self) -> None:
         """Upper side, before p is updated: take q of the last iteration and bring u up to date."""
         if self.q_under_way:
             self.p_channel.send_whole = self.q_channel.take()
             self.q_under_way = False
-            update_u_(self.u, self.p, self.q, rho)
+            update_u_(self.u, self.p, self.q, self.rho)
         if self.remote:
             self.p_channel.wait_sent()
 
-    def send_p(self) -> None:
-        """Upper side, after p was updated: send it down and be ready for q."""
+    def send_p(self, rho: float) -> None:
+        """Upper side, after p was updated: send it down and be ready for q; ``rho`` is this iteration's."""
+        self.rho = rho
         self.p_channel.send(ask_resend=self.q_channel.differs)
         if self.remote:
             self.q_channel.post()
@@ -92,14 +94,21 @@ class Link:
             self.q_channel.send_whole = self.p_channel.take()
             self.q_channel.wait_sent()
 
-    def send_q(self, rho: float) -> None:
-        """Lower side, after q was updated: send it up and bring u up to date."""
-        self.q_channel.send(ask_resend=self.p_channel.differs)
-        update_u_(self.u, self.p, self.q, rho)
+    def update_q_u(self, z: Tensor, activation: PiecewiseLinear, nu: float, rho: float) -> None:
+        """Lower side: update q, send it up, and bring u up to date."""
+        ask_resend = self.p_channel.differs
+        if self.q_channel.coder is None:
+            update_q_u_(self.own_q, self.u, self.p, z, activation, nu, rho)
+            self.q_channel.send(ask_resend)
+        else:
+            # u sees q as transmitted
+            update_q_(self.own_q, self.p, self.u, activation(z), nu, rho)
+            self.q_channel.send(ask_resend)
+            update_u_(self.u, self.p, self.q, rho)
 
-    def finish(self, rho: float) -> None:
+    def finish(self) -> None:
         """End of the stage: complete what is under way, so that both sides agree."""
         if self.remote and self.upper:
-            self.wait_q(rho)
+            self.wait_q()
         elif self.remote:
             self.q_channel.wait_sent()

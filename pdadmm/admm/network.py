@@ -37,14 +37,14 @@ class Network:
         self.layers, self.transport = list(layers), transport
         self.quantizer, self.seed = quantizer, seed
         self.uppers = [layer for layer in self.layers if layer.index > 0]
-        depth = max(run.stop for run in placement)
-        self.lowers = [layer for layer in self.layers if layer.index + 1 < depth]
+        self.depth = max(run.stop for run in placement)
+        self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.active = bool(self.layers)
         if not self.active:
             return
         first, last = self.layers[0].index, self.layers[-1].index
         self.rank_below = owner_of(placement, first - 1) if first > 0 else None
-        self.rank_above = owner_of(placement, last + 1) if last + 1 < depth else None
+        self.rank_above = owner_of(placement, last + 1) if last + 1 < self.depth else None
         self._start(nodes)
 
     def _start(self, nodes: int) -> None:
@@ -81,20 +81,19 @@ class Network:
         for layer in self.uppers:
             layer.prepare_p()
         for layer in self.uppers:
-            layer.below.wait_q(layer.penalties.rho)
+            layer.below.wait_q()
             layer.update_p()
-            layer.below.send_p()
+            layer.below.send_p(layer.penalties.rho)
         for layer in self.layers:
             layer.update_z(layer.update_W_b())
         for layer in self.lowers:
             layer.above.wait_p()
             layer.update_q()
-            layer.above.send_q(layer.penalties.rho)
 
     def finish(self) -> None:
         """Complete every message under way: the stage ends here."""
         for link in {layer.below for layer in self.uppers} | {layer.above for layer in self.lowers}:
-            link.finish(self.layers[0].penalties.rho)
+            link.finish()
 
     def message_bytes(self) -> int:
         """Return the bytes of p and q messages of one iteration over this rank's upper boundaries."""

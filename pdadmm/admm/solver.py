@@ -136,16 +136,6 @@ class ADMMSolver:
 
     # Start and growth
 
-    def _first_weights(self, depth: int) -> None:
-        """Draw the weights of the first stage; rank 0 factors the first layer."""
-        s, widths = self.settings, self.widths(depth)
-        form = choose_first_layer(s.first_layer, self.problem.nodes, widths[0])
-        self.first_cost = form.cost(self.problem.nodes, widths[0], widths[1])
-        if self.transport.rank == 0:
-            self.first = form(self.problem.X, self.problem.nodes, s.kappa_first)
-            length = float(self.first.p.double().square().sum(1).mean().sqrt()) or 1.0
-            self.first.set_weights(*random_layer(s.seed, 0, widths[1], widths[0], 1.0 / length, self.dtype))
-
     def _enter_stage(self, depth: int, old: list[range] | None) -> list[range]:
         """Place the layers of a stage on the ranks and give each rank its start weights."""
         widths, s = self.widths(depth), self.settings
@@ -203,7 +193,7 @@ class ADMMSolver:
                 layer.W, layer.b = state
                 self.weights[layer.index] = state
         self.shift = None
-        if not self.activation.idempotent:
+        if not self.activation.idempotent and network.depth < self.settings.layers:
             h = network.last_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
             own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)

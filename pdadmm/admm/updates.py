@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pdadmm.admm.activations import PiecewiseLinear
+from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "update_p_exact_",
     "update_p_gradient_",
     "update_q_",
+    "update_q_u_",
     "update_u_",
 ]
 
@@ -52,7 +55,7 @@ def prepare_p_exact(z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float) -> t
     """
     system = nu * (W.mT @ W)
     system.diagonal().add_(rho)
-    return nu * ((z - b) @ W), spd_inverse(system)
+    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu), spd_inverse(system)
 
 
 def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
@@ -62,7 +65,10 @@ def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Te
     Shapes: p, q, u (V, m).
     """
     right, inverse = prepared
-    right.add_(q, alpha=rho).sub_(u)
+    if fused.takes(right, q, u):
+        fused.assemble_p_(right, q, u, rho)
+    else:
+        right.add_(q, alpha=rho).sub_(u)
     torch.mm(right, inverse, out=p)
 
 
@@ -197,4 +203,18 @@ def update_q_(q: Tensor, p_next: Tensor, u: Tensor, f_z: Tensor, nu: float, rho:
 
 def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
     """Dual ascent u <- u + rho (p_next - q) with p_next and q as transmitted; all (V, n)."""
-    u.add_(p_next - q, alpha=rho)
+    if fused.takes(u, p_next, q):
+        fused.update_u_(u, p_next, q, rho)
+    else:
+        u.add_(p_next - q, alpha=rho)
+
+
+def update_q_u_(
+    q: Tensor, u: Tensor, p_next: Tensor, z: Tensor, activation: PiecewiseLinear, nu: float, rho: float
+) -> None:
+    """Do update_q_ with f(z) and then update_u_, in one pass over the data where that was built; all (V, n)."""
+    if fused.takes(q, u, p_next, z):
+        fused.update_q_u_(q, u, p_next, z, nu, rho, activation.negative_slope)
+    else:
+        update_q_(q, p_next, u, activation(z), nu, rho)
+        update_u_(u, p_next, q, rho)

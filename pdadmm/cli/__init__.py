@@ -73,6 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        raise InputError("command", arguments[0], "one of " + ", ".join(COMMANDS))
     command = parser.parse_args(arguments[:1]).command
     if command not in COMMANDS:
         raise InputError("command", command, "one of " + ", ".join(COMMANDS))

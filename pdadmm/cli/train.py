@@ -73,10 +73,8 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
     parser.add_argument(
-        "--solver",
-        default="pdadmm-g",
-        metavar="NAME",
-        help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g)",
+        "--solver", default=name, metavar="NAME",
+        help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g, with --bits pdadmm-g-q)",
     )  # fmt: skip
     own = parser.add_argument_group("solver")
     for field in _flags(solver):

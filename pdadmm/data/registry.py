@@ -95,7 +95,8 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
     """
     text = os.fspath(name_or_path)
     if text.endswith(".npz"):
-        return read_npz(text)
+        known = DATASETS.get(Path(text).stem)
+        return read_npz(text, own_split=known.split if known else "file")
     name, _, rest = text.partition(":")
     row = DATASETS.get(name)
     if row is None or (rest and row.builder is None):

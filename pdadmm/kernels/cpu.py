@@ -1,18 +1,14 @@
 """Loader of the fused C codec: one call a message, no numpy, no torch threads, the GIL released meanwhile.
-
-``PDADMM_KERNELS=0`` in the environment, read when this module is imported, selects the plain torch path.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .library import load_library
 
 __all__ = ["DONE", "NOT_FINITE", "available", "decode", "encode", "takes"]
 
@@ -27,21 +23,10 @@ _DECODE = [_POINTER] * 2 + [_INT] + [_LONG] * 2 + [_INT] * 3 + [_FLOAT] * 2
 
 
 def _load() -> ctypes.CDLL | None:
-    if os.environ.get("PDADMM_KERNELS", "1") == "0" or sys.byteorder != "little":
-        return None
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_codec" + suffix)
-        if not path.exists():
-            continue
-        try:
-            library = ctypes.CDLL(str(path))
-            if library.pdadmm_codec_interface() != INTERFACE:
-                continue
-            library.pdadmm_encode.argtypes, library.pdadmm_decode.argtypes = _ENCODE, _DECODE
-        except (OSError, AttributeError):  # built for another machine, or by an older source
-            continue
-        return library
-    return None
+    library = load_library("_codec", "pdadmm_codec_interface", INTERFACE)
+    if library is not None:
+        library.pdadmm_encode.argtypes, library.pdadmm_decode.argtypes = _ENCODE, _DECODE
+    return library
 
 
 _library = _load()

@@ -41,7 +41,8 @@ class GAMLP(torch.nn.Module):
     def from_weights(cls, weights: Sequence[tuple[Tensor, Tensor]], activation: str) -> GAMLP:
         """Build the module around given (W, b), first layer first; W (n_l, n_{l-1})."""
         widths = [weights[0][0].shape[1], *(len(b) for _, b in weights)]
-        model = cls(widths, activation, weights[0][0].dtype)
+        with torch.random.fork_rng(devices=[]):  # Linear draws weights that are overwritten here
+            model = cls(widths, activation, weights[0][0].dtype)
         with torch.no_grad():
             for layer, (W, b) in zip(model.layers, weights):
                 layer.weight.copy_(W)
@@ -92,11 +93,13 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = json.loads(metadata.get("pdadmm", "{}"))
-        if config.get("format") != FORMAT:
-            raise ValueError(f"its format is {config.get('format')!r}")
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise ValueError(f"its description is not one of {FORMAT}")
+        classes = config["classes"]
         weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
         dtype = next(iter(weights.values())).dtype
-        model = GAMLP(config["widths"], config["activation"], dtype)
+        with torch.random.fork_rng(devices=[]):
+            model = GAMLP(config["widths"], config["activation"], dtype)
         model.load_state_dict(weights)
         augmenter = None
         if config["augment"] is not None:
@@ -105,4 +108,4 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, StopIteration, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError("model", str(path), "a file written by save_model", reason) from None
-    return model.eval(), augmenter, config["classes"]
+    return model.eval(), augmenter, classes

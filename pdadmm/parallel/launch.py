@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-
 from pdadmm.errors import InputError
 from pdadmm.parallel.transport import LocalTransport, Transport
 
@@ -66,6 +64,8 @@ def set_threads(threads: int | None, transport: Transport) -> int:
 
     None: OMP_NUM_THREADS where it is set, cores / ranks of this host under MPI, torch's own otherwise.
     """
+    import torch
+
     if threads is None and transport.size > 1 and not os.environ.get("OMP_NUM_THREADS"):
         threads = max(1, cores() // local_ranks())
     if threads is not None:

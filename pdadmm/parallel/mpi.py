@@ -119,7 +119,10 @@ class MPITransport:
         if self.rank:
             self.ledger.record_sent(kind, len(packed))
         parts = self.comm.gather(packed, root=0)
-        return None if parts is None else [self.mpi.pickle.loads(part) for part in parts]
+        if parts is None:
+            return None
+        self._record_parts(kind, parts)
+        return [self.mpi.pickle.loads(part) for part in parts]
 
     def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
         packed = self.mpi.pickle.dumps(value) if self.rank == root else None
@@ -133,7 +136,14 @@ class MPITransport:
     def allgather(self, value: Any, kind: str = "control") -> list[Any]:
         packed = self.mpi.pickle.dumps(value)
         self.ledger.record_sent(kind, len(packed) * (self.size - 1))
-        return [self.mpi.pickle.loads(part) for part in self.comm.allgather(packed)]
+        parts = self.comm.allgather(packed)
+        self._record_parts(kind, parts)
+        return [self.mpi.pickle.loads(part) for part in parts]
+
+    def _record_parts(self, kind: str, parts: list[bytes]) -> None:
+        for rank, part in enumerate(parts):
+            if rank != self.rank:
+                self.ledger.record_received(kind, len(part))
 
     def barrier(self) -> None:
         self.comm.Barrier()

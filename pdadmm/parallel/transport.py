@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pdadmm.parallel.ledger import Ledger
+
+if TYPE_CHECKING:  # the command line starts without torch
+    from torch import Tensor
 
 __all__ = ["LocalTransport", "Message", "Transport"]
 

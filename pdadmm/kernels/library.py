@@ -1,0 +1,32 @@
+"""Finding the C libraries that setup.py builds beside this file.
+
+``PDADMM_KERNELS=0`` in the environment, read when they are loaded, selects the plain torch paths.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+__all__ = ["load_library"]
+
+
+def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL | None:
+    """Return the library ``name`` where it was built, from today's source and for this machine; else None.
+
+    ``interface_name`` is a function of it that returns its version, which must equal ``interface``.
+    """
+    if os.environ.get("PDADMM_KERNELS", "1") == "0" or sys.byteorder != "little":
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(name + suffix)
+        try:
+            library = ctypes.CDLL(str(path)) if path.exists() else None
+            if library is not None and getattr(library, interface_name)() == interface:
+                return library
+        except (OSError, AttributeError):  # built for another machine, or by an older source
+            continue
+    return None

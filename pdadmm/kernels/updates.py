@@ -1,0 +1,112 @@
+"""Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, Newton for z_L.
+
+Each function works in place on contiguous CPU tensors of one type, float32 or float64; ``takes`` says whether it
+may be called. The torch forms in pdadmm.admm are the reference, and what runs where the library was not built.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .library import load_library
+
+__all__ = ["assemble_p_", "available", "softmax_newton_", "takes", "update_q_u_", "update_u_", "update_z_"]
+
+INTERFACE = 1  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
+SMALLEST_SHARE = 1 << 16  # elements that are worth a thread of their own
+
+_POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_SIGNATURES = {
+    "update_z": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 2,
+    "update_q_u": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 3,
+    "update_u": [_POINTER] * 3 + [_LONG, _DOUBLE],
+    "assemble_p": [_POINTER] * 3 + [_LONG, _DOUBLE],
+    "newton": [_POINTER] * 2 + [_DOUBLE] + [_POINTER] + [_LONG] * 2,
+}
+
+
+def _load() -> dict[tuple[str, torch.dtype], ctypes._CFuncPtr]:
+    library = load_library("_updates", "pdadmm_updates_interface", INTERFACE)
+    functions = {}
+    for name, signature in _SIGNATURES.items():
+        for dtype in (torch.float32, torch.float64):
+            function = getattr(library, f"pdadmm_{name}_{str(dtype).removeprefix('torch.')}", None)
+            if function is None:  # not built, or by an older source
+                return {}
+            function.argtypes = signature
+            functions[name, dtype] = function
+    return functions
+
+
+_functions = _load()
+
+
+def available() -> bool:
+    """Whether the C updates were built and may be used."""
+    return bool(_functions)
+
+
+def takes(*arrays: Tensor) -> bool:
+    """Whether the C updates handle these arrays: contiguous, in main memory, one type of the two."""
+    if not _functions:
+        return False
+    dtype = arrays[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x in arrays
+    )
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="pdadmm")
+
+
+def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None:
+    """Run an element-wise function over flat arrays, cut into one piece for each of torch's threads."""
+    function, count, size = _functions[name, arrays[0].dtype], arrays[0].numel(), arrays[0].element_size()
+    addresses = [x.data_ptr() for x in arrays]
+    pieces = min(torch.get_num_threads(), count // SMALLEST_SHARE)
+    if pieces < 2:
+        function(*addresses, count, *scalars)
+        return
+    # every element is computed alike, so the cuts leave no trace; 64 bytes keep vectors aligned
+    step = -(-count // pieces // 16) * 16
+    jobs = []
+    for start in range(0, count, step):
+        shifted = [address + start * size for address in addresses]
+        jobs.append(_pool(pieces).submit(function, *shifted, min(step, count - start), *scalars))
+    for job in jobs:
+        job.result()
+
+
+def update_z_(z: Tensor, r: Tensor, a: Tensor, q: Tensor, prox_z: float, negative_slope: float) -> None:
+    """Set z to argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 and r to z - a; all (V, n)."""
+    _elementwise("update_z", (a, q, z, r), prox_z, negative_slope)
+
+
+def update_q_u_(
+    q: Tensor, u: Tensor, p_next: Tensor, z: Tensor, nu: float, rho: float, negative_slope: float
+) -> None:
+    """Set q to (rho p_next + u + nu f(z)) / (rho + nu), then add rho (p_next - q) to u; all (V, n)."""
+    _elementwise("update_q_u", (q, u, p_next, z), nu, rho, negative_slope)
+
+
+def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
+    """Add rho (p_next - q) to u, with the bits of update_q_u_; all (V, n)."""
+    _elementwise("update_u", (u, p_next, q), rho)
+
+
+def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
+    """Add rho q - u to right; all (V, m)."""
+    _elementwise("assemble_p", (right, q, u), rho)
+
+
+def softmax_newton_(z: Tensor, a: Tensor, y: Tensor, nu: float) -> bool:
+    """Minimise softmax cross-entropy + nu/2 |z - a|^2 from z on, in place; False where C is too large for it."""
+    function = _functions["newton", z.dtype]
+    return function(a.data_ptr(), y.data_ptr(), nu, z.data_ptr(), *z.shape) == 0
