@@ -53,8 +53,8 @@ def softmax_newton(a: Tensor, y: Tensor, nu: float, z: Tensor) -> Tensor:
     1 - sum pi^2/(pi+nu) written without cancellation as nu sum pi/(pi+nu). Undamped steps D cycle for small
     nu; scaled per node by log(1+d)/d, d = max(D) - min(D), they always descend, but slowly from far away. So
     where d > 1 the shares 1, 1/4, 1/16, .. of the step are tried first, and the first one taken that descends
-    by a tenth of what its slope promises. Nodes leave the iteration once their gradient is at rounding level. Shapes: a, z (V, C), y (V,);
-    z is the start.
+    by a tenth of what its slope promises. Nodes leave the iteration once their gradient is at rounding level.
+    Shapes: a, z (V, C), y (V,); z is the start.
     """
     z = z.clone()
     active = torch.arange(len(z))

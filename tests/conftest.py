@@ -1,0 +1,27 @@
+"""What every test shares: one BLAS thread, and where real data sets are."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: bits depend on the thread count
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of the real data sets; tests that need it skip where there is none."""
+    folder = os.environ.get("PDADMM_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("PDADMM_DATA names no folder of data sets")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def not_launched(monkeypatch):
+    """Tests run in one process, whatever the shell that started them says."""
+    for name in ("PMI_SIZE", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,117 @@
+"""Fit a list of small cases on this job's ranks and write each rank's final state, history and ledger.
+
+mpiexec -n 3 python tests/mpi_run.py OUT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from mpi_state import state_of
+from mpi_transport import check_transport
+
+from pdadmm import csbm, digits
+from pdadmm.admm.network import Network
+from pdadmm.solvers import solver_class
+
+__all__ = ["CASES", "run_cases", "split_case"]
+
+ITERATIONS = 4
+CSBM = {"layers": 10, "hidden": 8, "hops": 2, "iterations": ITERATIONS}
+
+# name -> (data, hyper-parameters)
+CASES = {
+    "exact-gram-32": ("csbm", {"form": "exact", "first_layer": "gram", "dtype": "float32"}),
+    "exact-kernel-64": ("csbm", {"form": "exact", "first_layer": "kernel", "dtype": "float64"}),
+    "gradient-kernel-32": ("csbm", {"form": "gradient", "first_layer": "kernel", "dtype": "float32"}),
+    "gradient-gradient-64": ("csbm", {"form": "gradient", "first_layer": "gradient", "dtype": "float64"}),
+    "leaky": ("csbm", {"activation": "leaky_relu", "dtype": "float64"}),
+    "schedule": ("csbm", {"rho": 0.01, "rho_schedule": "stall", "dtype": "float64", "iterations": 12}),
+    "patience": ("csbm", {"iterations": 9, "patience": 2, "eval_every": 2, "stages": (2, 3, 10)}),
+    "squared": ("csbm", {"loss": "squared_error", "activation": "identity", "mu": 0.01}),
+    "arrays": ("arrays", {}),
+    "digits": ("digits", {"hidden": 20}),
+    "quantized": ("csbm", {"solver": "pdadmm-g-q", "bits": 4, "rounding": "stochastic"}),
+    "constrained": ("csbm", {"solver": "pdadmm-g-q", "bits": 8, "coding": "constrained"}),
+}
+
+
+def data_of(name: str) -> tuple:
+    """What ``fit`` is given."""
+    if name == "digits":
+        return (digits(),)
+    if name == "arrays":
+        random = np.random.default_rng(0)
+        return random.normal(size=(40, 6)), np.array(["red", "green", "blue"])[random.integers(3, size=40)]
+    return (csbm(120, num_classes=3, num_features=6, avg_degree=6, seed=2),)
+
+
+@contextlib.contextmanager
+def final_state():
+    """Collect what the layers of this rank hold when a stage has ended, and its transport."""
+    found, finish = {}, Network.finish
+
+    def collecting(network):
+        finish(network)
+        found.update(state=state_of(network), ledger=network.transport.ledger)
+
+    Network.finish = collecting
+    try:
+        yield found
+    finally:
+        Network.finish = finish
+
+
+def run_case(name: str, out: Path, rank: int, comm=None) -> None:
+    """Fit one case and write ``NAME.RANK.npz`` and ``NAME.RANK.json``."""
+    data, parameters = CASES[name]
+    with final_state() as found:
+        solver = solver_class(parameters.get("solver", "pdadmm-g"))
+        given = {name: value for name, value in (CSBM | parameters).items() if name != "solver"}
+        trained = solver(**given).fit(*data_of(data), comm=comm)
+    model = {f"model.{key}": value.numpy() for key, value in trained.model_.state_dict().items()}
+    np.savez(out / f"{name}.{rank}.npz", **found["state"], **model)
+    ledger = found["ledger"]
+    described = {
+        "history": trained.history_, "summary": trained.summary_, "classes": trained.classes_.tolist(),
+        "sent": ledger.sent, "received": ledger.received, "messages": ledger.messages,
+    }  # fmt: skip
+    (out / f"{name}.{rank}.json").write_text(json.dumps(described))
+
+
+def run_cases(out: Path, rank: int) -> None:
+    """Fit every case on the world's ranks."""
+    for name in CASES:
+        run_case(name, out, rank)
+
+
+def split_case(out: Path) -> None:
+    """Ranks 1 and up fit on a communicator of their own while rank 0 fits alone."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    part = world.Split(color=int(world.rank > 0), key=world.rank)
+    for folder in ("split-0", "split-1"):
+        (out / folder).mkdir(exist_ok=True)
+    world.Barrier()
+    run_case("exact-gram-32", out / f"split-{int(world.rank > 0)}", part.rank, part)
+
+
+def main() -> None:
+    from pdadmm.parallel.launch import launched_rank, launched_size, make_transport
+
+    out = Path(sys.argv[1])
+    transport = make_transport()
+    assert (transport.rank, transport.size) == (launched_rank(), launched_size())
+    check_transport(transport)
+    run_cases(out, transport.rank)
+    if transport.size == 3:
+        split_case(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""One iteration of pdADMM-G in numpy float64, written from the paper's equations: slow and plain.
+
+Nothing here is shared with the library. Layers are numbered from 0; lists hold one array a layer, with None
+where a layer has no such array (q, u of the last one). p[0] is the fixed input, with the ridge kappa[0] on W[0];
+kappa[l] pulls a hidden W toward target[l] (None: no pull), prox[l] holds it at its last value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Setting", "State", "activation", "iterate", "lagrangian", "newton_z", "scan_z"]
+
+
+@dataclass
+class State:
+    p: list
+    W: list
+    b: list
+    z: list
+    q: list
+    u: list
+
+
+@dataclass
+class Setting:
+    nu: float
+    rho: float
+    mu: float
+    prox_z: float
+    kappa: list
+    prox: list
+    target: list
+    slope: float  # of the activation below 0
+    exact: list  # one truth value a layer: Cholesky solves, or majorised steps
+    y: np.ndarray
+    loss: str = "cross_entropy"
+
+
+def activation(z, slope):
+    return np.where(z >= 0, z, slope * z)
+
+
+def scan_z(a, q, z_old, prox_z, slope):
+    """argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 for one element: the best of each piece's minimiser."""
+
+    def objective(z):
+        f = z if z >= 0 else slope * z
+        return (z - a) ** 2 + (q - f) ** 2 + prox_z * (z - z_old) ** 2
+
+    right = max(0.0, (a + q + prox_z * z_old) / (2 + prox_z))
+    left = min(0.0, (a + slope * q + prox_z * z_old) / (1 + slope**2 + prox_z))
+    return min((left, right), key=objective)
+
+
+def newton_z(a, y, nu):
+    """argmin logsumexp(z) - z[y] + nu/2 |z - a|^2 for one node: Newton with a backtracking line search."""
+
+    def value(z):
+        return z.max() + np.log(np.exp(z - z.max()).sum()) - z[y] + nu / 2 * ((z - a) ** 2).sum()
+
+    z = np.array(a, dtype=float)
+    for _ in range(500):
+        pi = np.exp(z - z.max())
+        pi /= pi.sum()
+        gradient = pi + nu * (z - a)
+        gradient[y] -= 1
+        step = np.linalg.solve(np.diag(pi + nu) - np.outer(pi, pi), gradient)
+        t = 1.0
+        while t > 1e-8 and value(z - t * step) > value(z) - 1e-4 * t * gradient @ step:
+            t /= 2
+        z = z - t * step
+        if abs(t * step).max() < 1e-15 * (1 + abs(z).max()):
+            break
+    return z
+
+
+def exact_p(z, W, b, q, u, nu, rho):
+    """Solve nu (p W^T + b - z) W + u + rho (p - q) = 0 for p."""
+    H = nu * W.T @ W + rho * np.eye(W.shape[1])
+    return np.linalg.solve(H, (nu * (z - b) @ W + rho * q - u).T).T
+
+
+def gradient_p(p, z, W, b, q, u, nu, rho):
+    """One gradient step for every node, its tau the curvature along the gradient."""
+    p = p.copy()
+    for i in range(len(p)):
+        g = nu * (p[i] @ W.T + b - z[i]) @ W + u[i] + rho * (p[i] - q[i])
+        if g @ g > 0:
+            tau = (nu * (W @ g) @ (W @ g) + rho * g @ g) / (g @ g)
+            p[i] -= g / tau
+    return p
+
+
+def exact_W_b(p, z, W_old, ridge, prox, kappa, target):
+    """Minimise |z - p W^T - b|^2 + ridge |W|^2 + prox |W - W_old|^2 + kappa |W - target|^2 over W and b at once."""
+    V, m = p.shape
+    A = np.hstack([p, np.ones((V, 1))])
+    weights = np.append(np.full(m, ridge + prox + kappa), 0.0)
+    right = A.T @ z
+    right[:m] += prox * W_old.T
+    if target is not None:
+        right[:m] += kappa * target.T
+    solution = np.linalg.solve(A.T @ A + np.diag(weights), right)
+    return solution[:m].T, solution[m]
+
+
+def gradient_W_b(p, z, W, b, nu, mu, kappa, target):
+    """One gradient step on nu/2 |z - p W^T - b|^2 + mu/2 |W|^2 + nu kappa/2 |W - target|^2, then the exact b."""
+    pull = W if target is None else W - target
+    G = nu * (p @ W.T + b - z).T @ p + mu * W + nu * kappa * pull
+    if (G * G).sum() > 0:
+        theta = (nu * ((p @ G.T) ** 2).sum() + (mu + nu * kappa) * (G * G).sum()) / (G * G).sum()
+        W = W - G / theta
+    return W, b + (z - p @ W.T - b).mean(axis=0)
+
+
+def iterate(state: State, setting: Setting) -> State:
+    """Return the state after one iteration: every p, then every W and b, every z, every q, every u."""
+    s, L = setting, len(state.W)
+    p, W, b, z = list(state.p), list(state.W), list(state.b), list(state.z)
+    q, u = list(state.q), list(state.u)
+    for l in range(1, L):
+        arguments = state.z[l], state.W[l], state.b[l], state.q[l - 1], state.u[l - 1], s.nu, s.rho
+        p[l] = exact_p(*arguments) if s.exact[l] else gradient_p(state.p[l], *arguments)
+    for l in range(L):
+        mu = 0.0 if l == 0 else s.mu
+        if s.exact[l]:
+            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, s.prox[l], s.kappa[l], s.target[l])
+        else:
+            W[l], b[l] = gradient_W_b(p[l], state.z[l], state.W[l], state.b[l], s.nu, mu, s.kappa[l], s.target[l])
+    for l in range(L):
+        a = p[l] @ W[l].T + b[l]
+        if l < L - 1:
+            elements = zip(a.ravel(), state.q[l].ravel(), state.z[l].ravel())
+            z[l] = np.array([scan_z(*e, s.prox_z, s.slope) for e in elements]).reshape(a.shape)
+        elif s.loss == "cross_entropy":
+            z[l] = np.stack([newton_z(a[i], s.y[i], s.nu) for i in range(len(a))])
+        else:
+            z[l] = (np.eye(a.shape[1])[s.y] + s.nu * a) / (1 + s.nu)
+    for l in range(L - 1):
+        q[l] = (s.rho * p[l + 1] + state.u[l] + s.nu * activation(z[l], s.slope)) / (s.rho + s.nu)
+        u[l] = state.u[l] + s.rho * (p[l + 1] - q[l])
+    return State(p, W, b, z, q, u)
+
+
+def risk(z, y, loss):
+    if loss == "squared_error":
+        return 0.5 * ((z - np.eye(z.shape[1])[y]) ** 2).sum()
+    shifted = z - z.max(axis=1, keepdims=True)
+    return (np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(y)), y]).sum()
+
+
+def lagrangian(state: State, setting: Setting) -> float:
+    """The augmented Lagrangian, ridges included; W[0]'s is nu/2 kappa[0] |W|^2."""
+    s, L = setting, len(state.W)
+    value = risk(state.z[-1], s.y, s.loss)
+    for l in range(L):
+        value += s.nu / 2 * ((state.z[l] - state.p[l] @ state.W[l].T - state.b[l]) ** 2).sum()
+        value += (s.mu / 2 if l > 0 else 0.0) * (state.W[l] ** 2).sum()
+        pull = state.W[l] if s.target[l] is None else state.W[l] - s.target[l]
+        value += s.nu / 2 * s.kappa[l] * (pull**2).sum()
+    for l in range(L - 1):
+        gap = state.p[l + 1] - state.q[l]
+        value += s.nu / 2 * ((state.q[l] - activation(state.z[l], s.slope)) ** 2).sum()
+        value += (state.u[l] * gap).sum() + s.rho / 2 * (gap**2).sum()
+    return float(value)

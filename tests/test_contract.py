@@ -1,0 +1,201 @@
+"""What every solver and every transport must do; a new row of a table is covered without a new line here."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mpi_transport import check_transport
+from sklearn.base import clone
+
+import pdadmm
+from pdadmm import Graph, InputError, csbm
+from pdadmm.errors import InputError as HomeOfInputError
+from pdadmm.history import History
+from pdadmm.parallel.transport import LocalTransport
+from pdadmm.parameters import parameters
+from pdadmm.solvers import SOLVERS, solver_class
+
+# MPITransport meets the same check in test_mpi.py, on 1, 2, 3 and 10 ranks.
+TRANSPORTS = [LocalTransport]
+
+SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
+ROW = {"iteration": int, "stage": int, "layers": int, "objective": float, "seconds": float, "bytes": int}
+SUMMARY = {
+    "seed": int, "ranks": int, "layers": int, "hidden": int, "iterations": int, "stages": list,
+    "test_accuracy": float, "val_accuracy": float, "train_accuracy": float,
+    "seconds_training": float, "seconds_setup": float, "seconds_per_iteration": float,
+    "seconds_augmentation": float, "bytes_sent": int, "bytes_other": int, "peak_rss_bytes": int,
+}  # fmt: skip
+STAGE = {"layers": int, "iterations": int, "val_accuracy": float, "test_accuracy": float}
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return csbm(150, num_classes=3, num_features=6, seed=2)
+
+
+def make(name: str, **more):
+    """A small estimator of one row; it gets those of the usual parameters that it has."""
+    solver = solver_class(name)
+    known = {field.name for field in parameters(solver)}
+    return solver(**{key: value for key, value in (SMALL | more).items() if key in known})
+
+
+@pytest.fixture(scope="module")
+def fitted(graph):
+    """One trained estimator a row, made once."""
+    made = {}
+
+    def fit(name: str):
+        if name not in made:
+            made[name] = make(name).fit(graph)
+        return made[name]
+
+    return fit
+
+
+def same_weights(one, other) -> bool:
+    ours, theirs = one.model_.state_dict(), other.model_.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=lambda row: row.__name__)
+def test_transports_keep_their_word(transport):
+    check_transport(transport())
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_name_their_solver(name):
+    row = SOLVERS[name]
+    assert row.name == name
+    assert row.description
+    assert solver_class(name).__name__ == row.estimator
+    assert getattr(pdadmm, row.estimator) is solver_class(name)  # importable from the top
+    assert row.estimator in pdadmm.__all__
+    assert solver_class(name).__doc__
+
+
+def test_an_unknown_solver_is_named():
+    with pytest.raises(InputError, match=r"solver = koala: must be one of .*pdadmm-g"):
+        solver_class("koala")
+    assert InputError is HomeOfInputError
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_parameter_has_a_good_default_and_a_line_of_help(name):
+    for field in parameters(solver_class(name)):
+        assert field.metadata["help"].strip()
+        assert "\n" not in field.metadata["help"]
+        field.metadata["check"].accept(field.default)
+    assert make(name).checked().get_params().keys() == make(name).get_params().keys()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_it_learns(graph, fitted, name):
+    estimator = fitted(name)
+    majority = np.bincount(graph.labels[graph.splits["test"]]).max() / len(graph.splits["test"])
+    assert estimator.score(graph) > majority + 0.1
+    assert estimator.score(graph, split="train") > majority + 0.1
+    labels, proba = estimator.predict(graph), estimator.predict_proba(graph)
+    assert labels.shape == (150,)
+    assert proba.shape == (150, 3)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(estimator.classes_[proba.argmax(1)], labels)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_history_has_one_row_an_iteration(fitted, name, tmp_path):
+    history = fitted(name).history_
+    assert isinstance(history, History)
+    assert history.column("iteration") == list(range(1, len(history) + 1))
+    for row in history:
+        for key, kind in ROW.items():
+            assert type(row[key]) is kind, key
+    for key in ("train_accuracy", "val_accuracy", "test_accuracy"):
+        assert all(0 <= value <= 1 for value in history.column(key) if value is not None)
+    assert history.column("stage") == sorted(history.column("stage"))
+    assert history.column("seconds") == sorted(history.column("seconds"))
+    assert history.column("bytes") == sorted(history.column("bytes"))
+    history.to_jsonl(tmp_path / "h.jsonl")
+    assert History.from_jsonl(tmp_path / "h.jsonl") == history
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_summary_has_what_every_solver_reports(graph, fitted, name):
+    estimator = fitted(name)
+    summary = estimator.summary_
+    for key, kind in SUMMARY.items():
+        assert type(summary[key]) is kind, key
+    for stage in summary["stages"]:
+        for key, kind in STAGE.items():
+            assert type(stage[key]) is kind, key
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["stages"] == estimator.stages_
+    assert summary["ranks"] == 1
+    assert summary["bytes_sent"] == summary["bytes_other"] == 0
+    assert summary["iterations"] == len(estimator.history_) == sum(stage["iterations"] for stage in summary["stages"])
+    assert summary["test_accuracy"] == pytest.approx(estimator.score(graph))
+    assert summary["peak_rss_bytes"] > 1e6
+    assert all(value >= 0 for key, value in summary.items() if key.startswith("seconds"))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_same_seed_gives_the_same_bits(graph, fitted, name):
+    again = clone(fitted(name)).fit(graph)
+    assert same_weights(fitted(name), again)
+    assert fitted(name).history_.column("objective") == again.history_.column("objective")
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert same_weights(fitted(name), make(name).fit(graph))  # whatever the global generators say
+    np.random.set_state(("MT19937", state[0], 624))
+    torch.set_rng_state(state[1])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_training_leaves_the_global_generators_alone(graph, name):
+    before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()
+    make(name).fit(graph)
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_another_seed_gives_another_network(graph, fitted, name):
+    assert not same_weights(fitted(name), make(name, seed=1).fit(graph))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_graph_is_left_as_it_was(graph, name):
+    before = graph.fingerprint()
+    make(name).fit(graph).predict(graph)
+    assert graph.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_save_and_load(graph, fitted, name, tmp_path):
+    fitted(name).save(tmp_path / "m")
+    back = solver_class(name)().load(tmp_path / "m")
+    np.testing.assert_array_equal(back.predict_proba(graph), fitted(name).predict_proba(graph))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_arrays_with_names(name):
+    random = np.random.default_rng(0)
+    labels = random.integers(3, size=60)
+    X, y = random.normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels], np.array(["red", "green", "blue"])[labels]
+    estimator = make(name).fit(X, y)
+    assert estimator.score(X, y) > 0.8
+    assert estimator.summary_["val_accuracy"] is None
+    json.dumps(estimator.summary_)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_bad_parameters_are_named(graph, name):
+    for field in parameters(solver_class(name)):
+        with pytest.raises(InputError) as caught:
+            make(name, **{field.name: object()}).fit(graph)
+        assert caught.value.argument == field.name

@@ -1,0 +1,214 @@
+"""The docs tell the truth: names exist, flags and defaults are the program's, links lead somewhere, examples run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import pdadmm
+from pdadmm.admm import activations, first_layer, losses, schedule, updates
+from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
+from pdadmm.cli import COMMANDS, main
+from pdadmm.data import DATASETS
+from pdadmm.estimator import GraphClassifier
+from pdadmm.parallel import ledger
+from pdadmm.parameters import parameters
+from pdadmm.solvers import SOLVERS, solver_class
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def find(dotted: str):
+    """The object that a dotted name stands for; AssertionError where there is none."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[cut:]:
+            assert hasattr(found, name), f"{dotted} does not exist"
+            found = getattr(found, name)
+        return found
+    raise AssertionError(f"{dotted} does not exist")
+
+
+def help_of(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def flags_of_train(capsys) -> set[str]:
+    return {flag for name in SOLVERS for flag in FLAG.findall(help_of(capsys, "train", "--solver", name))}
+
+
+def documented_flags() -> dict[str, str]:
+    """Flag -> default, from the tables of docs/cli.md."""
+    rows = re.findall(r"^\| `(--[a-z-]+)[^`|]*` \| (.*?) \|", read("docs/cli.md"), re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a flag stands in two tables"
+    return dict(rows)
+
+
+# Names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_name_in_backticks_exists(page):
+    for dotted in re.findall(r"`(pdadmm(?:\.\w+)+)`", page.read_text("utf-8")):
+        find(dotted)
+
+
+def test_a_wrong_name_would_be_noticed():
+    with pytest.raises(AssertionError, match="update_x_ does not exist"):
+        find("pdadmm.admm.updates.update_x_")
+    with pytest.raises(AssertionError, match="does not exist"):
+        find("pdadm.admm")
+
+
+def test_every_update_and_every_family_member_is_in_the_math():
+    text = read("docs/math.md")
+    missing = [name for name in updates.__all__ if f"`pdadmm.admm.updates.{name}`" not in text]
+    assert not missing
+    members = [*first_layer.FIRST_LAYERS.values(), *schedule.RHO_SCHEDULES.values(), *map(type, losses.LOSSES.values())]
+    for member in {*members, *map(type, activations.ACTIVATIONS.values())}:
+        assert f"`{member.__module__}.{member.__name__}" in text
+
+
+def test_every_public_name_is_documented():
+    text = read("docs/python.md")
+    assert not [name for name in pdadmm.__all__ if name != "__version__" and f"`pdadmm.{name}`" not in text]
+
+
+def test_every_learned_attribute_is_documented():
+    documented = set(re.findall(r"`(\w+_)`", read("docs/python.md")))
+    assert set(re.findall(r"``(\w+_)``", inspect.getdoc(GraphClassifier))) <= documented
+
+
+# The command line
+
+
+def test_every_flag_of_train_is_in_the_tables(capsys):
+    assert set(documented_flags()) == flags_of_train(capsys)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_defaults_in_the_tables_are_the_programs(name):
+    documented = documented_flags()
+    for field in parameters(solver_class(name)):
+        flag = "--" + field.name.lower().replace("_", "-")
+        if field.default is not None and field.metadata["check"].flag:
+            assert documented[flag] == str(field.default), flag
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_choice_is_named_beside_its_flag(name):
+    rows = dict(re.findall(r"^\| `(--[a-z-]+)[^`|]*` \|(.*)\|$", read("docs/cli.md"), re.MULTILINE))
+    for field in parameters(solver_class(name)):
+        for choice in field.metadata["check"].choices or ():
+            flag = "--" + field.name.lower().replace("_", "-")
+            assert choice in re.findall(r"[\w-]+", rows[flag]), f"{flag} {choice}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_flag_in_the_text_exists(page, capsys):
+    known = flags_of_train(capsys) | {"--version"}
+    known |= {flag for path in (ROOT / "examples").glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
+    assert set(FLAG.findall(page.read_text("utf-8"))) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_command_in_the_text_parses(page, capsys):
+    """Every flag of a command line that is shown is a flag of that command."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^ +.*?(?<=\s|/)(?:python -m )?(pdadmm (?:train|datasets).*)$", text, re.MULTILINE):
+        arguments = shlex.split(line.partition("#")[0])[1:]
+        known = set(FLAG.findall(help_of(capsys, *arguments[:1]))) | flags_of_train(capsys)
+        assert {word for word in arguments if word.startswith("--")} <= known, line
+
+
+def test_every_command_and_message_kind_is_documented():
+    text = read("docs/cli.md")
+    assert all(f"`pdadmm {name}`" in text for name in COMMANDS)
+    kinds = re.findall(r'"(\w+)"', inspect.getdoc(ledger.Ledger).partition(")")[0])
+    assert len(kinds) >= 6
+    assert all(f"| `{kind}` |" in read("docs/mpi.md") for kind in kinds)
+
+
+def test_every_data_set_operator_weighting_and_scaling_is_documented():
+    text = read("docs/data.md")
+    for row in DATASETS.values():
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{row.name}`"))
+        assert f"{row.nodes:,}" in line
+        assert f"{row.edges:,}" in line
+        assert f"| {row.split} |" in line
+        assert all(f"`{file}`" in line for file in row.files)
+    assert all(f"`{name}`" in read("docs/math.md") for name in (*OPERATORS, *WEIGHTINGS, *SCALINGS))
+
+
+# What runs
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A short run, and what `pdadmm train` adds to its summary."""
+    solver = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2, hops=1).fit(pdadmm.digits())
+    added = ("solver", "dataset", "split", "split_seed", "nodes", "train_nodes")
+    return solver, {*solver.summary_, *added}
+
+
+@pytest.mark.parametrize("title", ["Keys of the summary", "Keys of the history"])
+def test_every_key_is_documented_and_exists(title, small):
+    solver, summary = small
+    section = read("docs/cli.md").partition(f"## {title}")[2].partition("\n## ")[0]
+    table = {key for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert table == (summary if "summary" in title else {key for row in solver.history_ for key in row})
+
+
+def test_every_key_of_a_stage_is_documented(small):
+    section = read("docs/cli.md").partition("Each object of `stages`")[2].partition("\n## ")[0]
+    plain = {key.removeprefix("start_") for key in small[0].stages_[0]}
+    assert plain <= set(re.findall(r"`(\w+)`", section))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=page_id)
+def test_the_python_examples_run(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        exec(compile(block, page_id(page), "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out
+
+
+def test_the_readme_example_is_short():
+    (block,) = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    assert sum(bool(line.strip()) for line in block.splitlines()) <= 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_index_names_every_page():
+    text = read("docs/index.md")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.stem != "index"]
+    assert len(pages) >= 5
+    assert all(f"({name})" in text for name in pages)

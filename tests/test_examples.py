@@ -1,0 +1,83 @@
+"""Each example runs as a user would launch it, in a shrunken form."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SMALL = ("--hidden", "8", "--iterations", "2")
+
+
+def launch(*command: str, folder: Path) -> str:
+    """Run a command to its end and return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "OMPI", "MPI"))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def mpiexec() -> str:
+    """The mpiexec installed with this Python, as the mpich wheel does."""
+    pytest.importorskip("mpi4py")
+    path = Path(sys.executable).with_name("mpiexec")
+    if not path.exists():
+        pytest.skip(f"{path} does not exist: pip install mpich")
+    return str(path)
+
+
+def test_quickstart(tmp_path):
+    out = launch(sys.executable, str(EXAMPLES / "quickstart.py"), "--layers", "3", *SMALL, folder=tmp_path)
+    assert "Graph(digits" in out
+    assert re.search(r"^ 3 layers after 2 iterations: validation [01]\.\d+, test", out, re.MULTILINE)
+    assert "agrees on 100.0% of the nodes" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_mpi_layers_in_one_process(tmp_path):
+    mpiexec()
+    out = launch(sys.executable, str(EXAMPLES / "mpi_layers.py"), *SMALL, folder=tmp_path)
+    assert "rank 0: layers 1, 2" in out
+    assert "test accuracy of the 2-layer network" in out
+
+
+def test_mpi_layers_with_a_layer_per_rank(tmp_path):
+    out = launch(mpiexec(), "-n", "3", sys.executable, str(EXAMPLES / "mpi_layers.py"), *SMALL, folder=tmp_path)
+    last_stage = out.partition("\n3 layers")[2]
+    assert [f"rank {rank}: layers {rank + 1} " in last_stage for rank in range(3)] == [True] * 3
+    assert "rank 2: waits for its layers" in out.partition("\n3 layers")[0]
+    predicted, counted = re.search(r"over all iterations (.*); counted by the ranks' ledgers (.*)", out).groups()
+    assert predicted == counted
+    assert "0 B" not in predicted.split()
+
+
+def test_convergence_trains_and_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    script = str(EXAMPLES / "convergence.py")
+    out = launch(sys.executable, script, "--layers", "3", *SMALL, "--out", "two.png", folder=tmp_path)
+    assert "exact subproblems: test accuracy" in out
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_convergence_plots_finished_runs(tmp_path):
+    pytest.importorskip("matplotlib")
+    train = ("-m", "pdadmm", "train", "--dataset", "digits", "--layers", "2", "--quiet", *SMALL, "--history", "a.jsonl")
+    launch(sys.executable, *train, folder=tmp_path)
+    script = str(EXAMPLES / "convergence.py")
+    launch(sys.executable, script, "a.jsonl", "--x", "seconds", "--out", "a.svg", folder=tmp_path)
+    assert "<svg" in (tmp_path / "a.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_says_purpose_run_time_and_command(path):
+    docstring = path.read_text("utf-8").split('"""')[1]
+    assert "Run time: about " in docstring
+    assert f"python examples/{path.name}" in docstring
+    assert path.stem in {"quickstart", "mpi_layers", "convergence"}, "a new example needs a test here"

@@ -1,0 +1,258 @@
+"""Runs under mpiexec: the same bits on any number of ranks, one sentence about bad input, no hangs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mpi_run
+import numpy as np
+import pytest
+import torch
+
+import pdadmm
+from pdadmm.admm.settings import default_stages
+from pdadmm.parallel.ledger import PAYLOAD_KINDS
+
+HERE = Path(__file__).parent
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+RANKS = (1, 2, 3, 10)
+
+pytestmark = [
+    pytest.mark.skipif(not MPIEXEC.exists(), reason=f"no mpiexec beside {sys.executable}: pip install mpich"),
+    pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="mpi4py is not installed"),
+]
+
+
+def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run python under mpiexec; the whole job is killed after ``timeout`` seconds."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+        "PYTHONPATH": str(Path(pdadmm.__file__).parents[1]),
+    }
+    command = [str(MPIEXEC), "-n", str(ranks), sys.executable, *map(str, arguments)]
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        out, err = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        out, err = job.communicate()
+        pytest.fail(f"{' '.join(command)} hung for {timeout} s\n{out}\n{err}")
+    return subprocess.CompletedProcess(command, job.returncode, out, err)
+
+
+# Same bits
+
+
+class Result:
+    """What the ranks of one launch wrote about one case."""
+
+    def __init__(self, folder: Path, name: str, ranks: int) -> None:
+        self.arrays = [dict(np.load(folder / f"{name}.{rank}.npz")) for rank in range(ranks)]
+        self.told = [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(ranks)]
+
+    def total(self, what: str, kind: str) -> int:
+        return sum(told[what].get(kind, 0) for told in self.told)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Every case in this very process."""
+    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    mpi_run.run_cases(folder, 0)
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Launch every case on so many ranks, once a module."""
+    folders = {}
+
+    def launch(ranks: int) -> Path:
+        if ranks not in folders:
+            folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+            folders[ranks] = mpiexec(ranks, HERE / "mpi_run.py", folder), folder
+        done, folder = folders[ranks]
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder
+
+    return launch
+
+
+def assert_same_arrays(result: Result, alone: Result) -> None:
+    expected = alone.arrays[0]
+    for rank, arrays in enumerate(result.arrays):
+        for name, array in arrays.items():
+            assert array.dtype == expected[name].dtype
+            same = array.tobytes() == expected[name].tobytes()
+            gap = np.abs(array - expected[name]).max()
+            assert same, f"{name} on rank {rank} of {len(result.arrays)} differs by up to {gap:.3g}"
+    assert set().union(*result.arrays) == set(expected)  # every layer and both sides of every link were seen
+
+
+def comparable(row: dict) -> dict:
+    machine = ("seconds", "bytes", "peak_rss", "ranks", "threads")
+    return {key: value for key, value in row.items() if not key.startswith(machine)}
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("name", mpi_run.CASES)
+def test_ranks_do_not_change_a_bit(alone, launched, ranks, name):
+    one, many = Result(alone, name, 1), Result(launched(ranks), name, ranks)
+    assert_same_arrays(many, one)
+    for told in many.told:
+        assert told["classes"] == one.told[0]["classes"]
+        for key in ("history", "summary"):
+            theirs, ours = told[key], one.told[0][key]
+            if key == "history":
+                assert [comparable(row) for row in theirs] == [comparable(row) for row in ours]
+            else:
+                assert comparable(theirs) == comparable(ours)
+                assert theirs["ranks"] == ranks
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("name", ["exact-gram-32", "gradient-gradient-64", "leaky", "patience"])
+def test_ledger_of_p_and_q_is_what_the_algorithm_sends(launched, ranks, name):
+    result = Result(launched(ranks), name, ranks)
+    parameters = mpi_run.CSBM | mpi_run.CASES[name][1]
+    rows, stages = result.told[0]["history"], result.told[0]["summary"]["stages"]
+    assert [s["layers"] for s in stages] == list(parameters.get("stages", default_stages(10)))
+    itemsize = 8 if parameters.get("dtype") == "float64" else 4
+    message = 72 * parameters["hidden"] * itemsize
+    boundaries = [min(ranks, row["layers"]) - 1 for row in rows]
+    for kind in PAYLOAD_KINDS:
+        assert result.total("sent", kind) == result.total("received", kind) == message * sum(boundaries)
+        assert result.total("messages", kind) == sum(boundaries)
+    so_far = np.cumsum(boundaries) * 2 * message
+    for told in result.told:
+        assert [row["bytes"] for row in told["history"]] == so_far.tolist()
+        assert told["summary"]["bytes_sent"] == so_far[-1]
+        assert (told["summary"]["bytes_other"] > 0) == (ranks > 1)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_what_was_sent_was_received(launched, ranks):
+    result = Result(launched(ranks), "exact-gram-32", ranks)
+    kinds = {kind for told in result.told for what in ("sent", "received") for kind in told[what]}
+    totals = {kind: (result.total("sent", kind), result.total("received", kind)) for kind in kinds}
+    assert {kind: sent for kind, (sent, _) in totals.items()} == {kind: got for kind, (_, got) in totals.items()}
+
+
+def test_u_never_travels(launched):
+    result = Result(launched(10), "exact-gram-32", 10)
+    kinds = {kind for told in result.told for kind in told["sent"]}
+    assert kinds <= {"p", "q", "init", "evaluation", "migration", "control"}
+
+
+def test_a_communicator_of_ones_own(alone, launched):
+    """Rank 0 fits alone, ranks 1 and 2 together: both as one process does."""
+    one, folder = Result(alone, "exact-gram-32", 1), launched(3)
+    for number, ranks in ((0, 1), (1, 2)):
+        result = Result(folder / f"split-{number}", "exact-gram-32", ranks)
+        assert_same_arrays(result, one)
+        assert result.told[0]["summary"]["ranks"] == ranks
+
+
+# Bad input and failures
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """Many command lines in one launch on two ranks: what each rank returned and said."""
+    folder = tmp_path_factory.mktemp("commands")
+    graph = pdadmm.csbm(40, num_classes=2, num_features=3, seed=0)
+    features = graph.features.copy()
+    features[3, 1] = np.nan
+    pairs = np.stack([np.repeat(np.arange(40), np.diff(graph.indptr)), graph.indices])
+    np.savez(folder / "nan.npz", edge_index=pairs, x=features, y=graph.labels)
+    huge = 1e30 * graph.features
+    np.savez(folder / "huge.npz", edge_index=pairs, x=huge, y=graph.labels)
+    np.savez(folder / "keys.npz", something=pairs)
+    train = ["train", "--dataset", "csbm:200", "--layers", "4", "--hidden", "4", "--hops", "1", "--iterations", "2"]
+    lines = {
+        "good": [*train, "--summary", str(folder / "good.json"), "--save", str(folder / "good.safetensors")],
+        "ranks": [*train[:3], "--layers", "1"],
+        "dataset": ["train", "--dataset", "koala"],
+        "missing": ["train", "--dataset", str(folder / "missing.npz")],
+        "nan": ["train", "--dataset", str(folder / "nan.npz"), "--split", "random:5", "--layers", "4"],
+        "keys": ["train", "--dataset", str(folder / "keys.npz")],
+        "flag": [*train, "--koala", "3"],
+        "number": [*train, "--nu", "-1"],
+        "stages": [*train, "--stages", "2,3"],
+        "split": [*train, "--split", "koala"],
+        "solver": [*train, "--solver", "koala"],
+        "folder": [*train, "--summary", str(folder / "nowhere" / "out.json")],
+        "patience": [*train, "--split", "fraction:60/0/40", "--patience", "2"],
+        "divergence": [
+            "train",
+            "--dataset",
+            str(folder / "huge.npz"),
+            *train[3:],
+            "--scaling",
+            "none",
+            "--split",
+            "random:5",
+        ],
+    }
+    (folder / "commands.json").write_text(json.dumps(lines))
+    done = mpiexec(2, HERE / "mpi_cli.py", folder, folder / "commands.json", timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, [json.loads((folder / f"cli.{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_command_line_trains_on_all_ranks(commands):
+    folder, told = commands
+    assert [rank["good"]["status"] for rank in told] == [0, 0]
+    assert "test accuracy of the 4-layer network" in told[0]["good"]["out"]
+    assert "2 ranks" in told[0]["good"]["out"]
+    assert told[1]["good"]["out"] == told[1]["good"]["err"] == ""
+    assert json.loads((folder / "good.json").read_text())["ranks"] == 2
+    assert (folder / "good.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ranks", ["ranks = 2", "at most 1"]), ("dataset", ["dataset = koala"]), ("missing", ["missing.npz"]),
+        ("nan", ["nan.npz"]), ("keys", ["keys.npz"]), ("flag", ["--koala"]), ("number", ["nu = -1"]),
+        ("stages", ["stages = 2,3"]), ("split", ["split = koala"]), ("solver", ["solver = koala"]),
+        ("folder", ["summary", "nowhere"]), ("patience", ["patience = 2"]), ("divergence", ["layer", "nu"]),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):
+    _, told = commands
+    assert [rank[name]["status"] for rank in told] == [1 if name == "divergence" else 2] * 2
+    said = "".join(rank[name]["err"] for rank in told)
+    assert said.count("pdadmm: ") == 1
+    assert len(said.strip().splitlines()) == 1
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+
+
+def test_more_ranks_than_layers_ends_the_job_with_status_2():
+    done = mpiexec(2, "-m", "pdadmm", "train", "--dataset", "csbm:200", "--layers", "1", timeout=90)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.count("ranks = 2") == 1
+    assert "mpirun -n 1" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_traceback():
+    done = mpiexec(2, HERE / "mpi_crash.py", timeout=90)
+    assert done.returncode != 0
+    assert "ZeroDivisionError: rank 1 has had enough" in done.stderr
+    assert "rank 1 of 2" in done.stderr
+    assert "Traceback" in done.stderr
+    assert "in watch" in done.stderr
+    assert "trained to the end" not in done.stdout
