@@ -38,7 +38,7 @@ def runs(dataset: str, data_dir: str | None, seeds: list[int], options: dict) ->
         for bits in WIDTHS:
             quantizer = None if bits == 32 else Quantizer(bits=bits)
             settings = dataclasses.replace(estimator, seed=seed, quantizer=quantizer).checked()
-            solver = ADMMSolver(problem, settings, transport, first=first).run()
+            solver = ADMMSolver(problem, settings, transport, settings.eval_every, first=first).run()
             first, summary = solver.first, solver.summary()
             names = ("val_accuracy", "test_accuracy", "bytes_per_iteration")
             row = {"dataset": dataset, "seed": seed, "bits": bits, **{name: summary[name] for name in names}}
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=24)
+    parser.add_argument("--eval-every", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", help="write one JSON object a run here")
     parser.add_argument("--tables", nargs="+", metavar="FILE", help="print the tables of these files of rows")
@@ -84,6 +85,7 @@ def main() -> None:
     else:
         torch.set_num_threads(given.threads)
         options = {"layers": given.layers, "hidden": given.hidden, "iterations": given.iterations}
+        options["eval_every"] = given.eval_every
         seeds, rows = [int(seed) for seed in given.seeds.split(",")], []
         for dataset in given.datasets.split(","):
             rows += runs(dataset, given.data_dir, seeds, options)

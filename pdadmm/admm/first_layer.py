@@ -50,21 +50,23 @@ class GramFirst:
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1."""
         self.W, self.b = W, b
+        self.a = torch.addmm(b, self.p, W.mT)
 
     def start(self) -> Tensor:
         """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
-        return torch.addmm(self.b, self.p, self.W.mT)
+        return self.a.clone()
 
     def update(self, z: Tensor) -> Tensor:
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
         self.b = z.mean(0)
         # p has mean zero, so z and its centred form have the same cross product
         self.W = (z.mT @ self.p) @ self.inverse
-        return torch.addmm(self.b, self.p, self.W.mT)
+        self.a = torch.addmm(self.b, self.p, self.W.mT)
+        return self.a
 
     def forward(self) -> Tensor:
-        """Return X W_1^T + b_1 for every row of X."""
-        return torch.addmm(self.b, self.X, self.W.mT)
+        """Return X W_1^T + b_1 for every row of X; the training rows are known from the update."""
+        return torch.cat([self.a, torch.addmm(self.b, self.X[len(self.a) :], self.W.mT)])
 
     def penalty(self) -> float:
         """Return kappa_1 |W_1|^2."""
@@ -76,26 +78,26 @@ class GramFirst:
 
     def snapshot(self) -> Any:
         """Return a copy of the weights that ``restore`` takes."""
-        return self.W.clone(), self.b.clone()
+        return self.W.clone(), self.b.clone(), self.a.clone()
 
     def restore(self, state: Any) -> None:
         """Go back to a snapshot."""
-        self.W, self.b = state[0].clone(), state[1].clone()
+        self.W, self.b, self.a = (array.clone() for array in state)
 
 
 class KernelFirst:
     """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
 
     a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean diagonal
-    of p p^T. The kernel of all labelled nodes with the training nodes is kept for evaluation.
+    of p p^T. For evaluation the kernel of the other labelled nodes with the training nodes is kept.
     """
 
     name = "kernel"
 
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
-        self.kernel = X @ self.p.mT
-        system = self.kernel[:nodes].clone()
+        self.kernel = X[nodes:] @ self.p.mT
+        system = self.p @ self.p.mT
         self.kappa = fixed_ridge(system, kappa_first)
         system.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(system)
@@ -109,31 +111,30 @@ class KernelFirst:
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1, explicit until the first update, and b_1."""
         self.W, self.b, self.alpha = W, b, None
+        self.a = torch.addmm(b, self.p, W.mT)
 
     def start(self) -> Tensor:
         """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
-        if self.alpha is None:
-            return torch.addmm(self.b, self.p, self.W.mT)
-        return torch.addmm(self.b, self.kernel[: len(self.p)], self.alpha)
+        return self.a.clone()
 
     def update(self, z: Tensor) -> Tensor:
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
         self.b = z.mean(0)
         self.alpha = self.inverse @ (z - self.b)
-        return z - self.kappa * self.alpha
+        self.a = z - self.kappa * self.alpha
+        return self.a
 
     def forward(self) -> Tensor:
-        """Return X W_1^T + b_1 for every row of X."""
+        """Return X W_1^T + b_1 for every row of X; the training rows are known from the update."""
         if self.alpha is None:
             return torch.addmm(self.b, self.X, self.W.mT)
-        return torch.addmm(self.b, self.kernel, self.alpha)
+        return torch.cat([self.a, torch.addmm(self.b, self.kernel, self.alpha)])
 
     def penalty(self) -> float:
-        """Return kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>."""
+        """Return kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>, where p p^T alpha = a - b."""
         if self.alpha is None:
             return self.kappa * float(self.W.double().square().sum())
-        image = self.kernel[: len(self.p)] @ self.alpha
-        return self.kappa * float((image.double() * self.alpha).sum())
+        return self.kappa * float(((self.a - self.b).double() * self.alpha).sum())
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return W_1 and b_1 for the shifted features."""
@@ -141,15 +142,17 @@ class KernelFirst:
 
     def snapshot(self) -> Any:
         """Return a copy of the weights that ``restore`` takes."""
-        return (self.W, None, self.b) if self.alpha is None else (None, self.alpha.clone(), self.b)
+        if self.alpha is None:
+            return self.W, self.b, None, None
+        return None, self.b, self.alpha.clone(), self.a.clone()
 
     def restore(self, state: Any) -> None:
         """Go back to a snapshot."""
-        W, alpha, self.b = state
+        W, b, alpha, a = state
         if alpha is None:
-            self.set_weights(W, self.b)
+            self.set_weights(W, b)
         else:
-            self.alpha = alpha.clone()
+            self.b, self.alpha, self.a = b, alpha.clone(), a.clone()
 
 
 class GradientFirst:
@@ -168,20 +171,16 @@ class GradientFirst:
         """Floating-point operations per iteration."""
         return 4.0 * width * inputs * nodes
 
-    def start(self) -> Tensor:
-        """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
-        self.a = torch.addmm(self.b, self.p, self.W.mT)
-        return self.a.clone()
-
     def update(self, z: Tensor) -> Tensor:
         """Take one gradient step on |z - p W^T - b|^2 + kappa_1 |W|^2 in W, then the exact b; return a."""
         r = z - self.a
         update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa)
         update_b_(self.b, r)
         self.a = z - r
-        return self.a.clone()
+        return self.a
 
-    set_weights, forward, penalty = GramFirst.set_weights, GramFirst.forward, GramFirst.penalty
+    set_weights, start = GramFirst.set_weights, GramFirst.start
+    forward, penalty = GramFirst.forward, GramFirst.penalty
     weights, snapshot, restore = GramFirst.weights, GramFirst.snapshot, GramFirst.restore
 
 

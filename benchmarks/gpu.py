@@ -1,0 +1,211 @@
+"""Speed of the CUDA kernels: against a copy of the same bytes, and S X against cuSPARSE.
+
+    python benchmarks/gpu.py --repeat 9 --json gpu.json          (about 2 minutes on an H200)
+
+GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
+Times are those of CUDA events around one call. Every result is compared with plain torch before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+
+import torch
+
+from pdadmm.admm.activations import ACTIVATIONS
+from pdadmm.admm.losses import softmax_newton
+from pdadmm.kernels import gpu
+from pdadmm.quantize import Codec, make_grid
+
+NU, RHO, PROX = 0.3, 1.0, 0.1
+
+
+def milliseconds(call, repeat: int) -> list[float]:
+    """Time on the device of each of ``repeat`` calls, after three that warm up."""
+    for _ in range(3):
+        call()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)]
+    torch.cuda.synchronize()
+    for start, stop in events:
+        start.record()
+        call()
+        stop.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(stop) for start, stop in events]
+
+
+class Table:
+    """Rows of figures: printed as they come, kept for the JSON file."""
+
+    def __init__(self, repeat: int) -> None:
+        self.repeat, self.rows, self.copy = repeat, [], 0.0
+
+    def add(self, what: str, call, size: float, unit: str = "GB/s") -> float:
+        """Time ``call``, which moves ``size`` bytes (or does that many of something); returns the median in ms."""
+        times = milliseconds(call, self.repeat)
+        median = statistics.median(times)
+        rates = [size / t / 1e6 for t in times]
+        self.copy = self.copy or statistics.median(rates)
+        share = f"{100 * statistics.median(rates) / self.copy:.0f} %" if unit == "GB/s" else ""
+        self.rows.append({"what": what, "ms": times, "rate": rates, "unit": unit, "percent_of_copy": share})
+        print(f"| {what} | {median:.3f} | {statistics.median(rates):.0f} {unit} | {share} | "
+              f"{' '.join(f'{t:.3f}' for t in times)} |", flush=True)  # fmt: skip
+        return median
+
+
+def near(x: torch.Tensor, y: torch.Tensor, bound: float = 1e-5) -> None:
+    error = float(torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y))
+    if not error <= bound:
+        sys.exit(f"wrong result: relative error {error:g}")
+
+
+def updates(table: Table, V: int, n: int) -> None:
+    """The fused updates on arrays of V x n, float32."""
+    z, r, a, q, u, p = (torch.randn(V, n, device="cuda") for _ in range(6))
+    size = 4.0 * V * n
+    relu = ACTIVATIONS["relu"]
+    table.add("copy", lambda: r.copy_(z), 2 * size)
+    expected = relu.minimise(a, q, z, PROX)
+    gpu.update_z_(z, r, a, q, PROX)
+    near(z, expected)
+    del expected
+    table.add("update_z_", lambda: gpu.update_z_(z, r, a, q, PROX), 5 * size)
+    gpu.update_q_u_(q, u, p, z, NU, RHO)
+    near(u, NU * (q - relu(z)), 1e-4)  # what u is after such a step
+    table.add("update_q_u_", lambda: gpu.update_q_u_(q, u, p, z, NU, RHO), 5 * size)
+    table.add("update_u_", lambda: gpu.update_u_(u, p, q, RHO), 4 * size)
+    table.add("assemble_p_", lambda: gpu.assemble_p_(r, q, u, RHO), 4 * size)
+    before, tau = p.clone(), RHO + NU * q.square().sum(1, keepdim=True) / a.square().sum(1, keepdim=True)
+    gpu.step_p_(p, r, a, q, NU, RHO)
+    near(p, before.sub_(a / tau))
+    del before
+    table.add("step_p_", lambda: gpu.step_p_(p, r, a, q, NU, RHO), 6 * size)
+    table.add("update_z in plain torch", lambda: torch.sub(relu.minimise(a, q, z, PROX), a, out=r), 5 * size)
+
+
+def newton(table: Table, V: int, C: int) -> None:
+    """Newton for z_L from z = a, V nodes of C classes."""
+    a = torch.randn(V, C, device="cuda") * 3
+    y = torch.randint(0, C, (V,), device="cuda")
+    z = a.clone()
+    gpu.softmax_newton_(z, a, y, NU)
+    near(z[:1000].cpu(), softmax_newton(a[:1000].cpu().double(), y[:1000].cpu(), NU, a[:1000].cpu().double()))
+
+    def call() -> None:
+        z.copy_(a)
+        gpu.softmax_newton_(z, a, y, NU)
+
+    table.add(f"softmax_newton_, {C} classes (with a copy)", call, V, "million nodes/ms")
+
+
+def messages(table: Table, V: int, n: int, bits: int) -> None:
+    """A difference-coded message with one pair per column: encode, decode, both."""
+    grid = make_grid("column", bits)
+    x, value, received = torch.randn(V, n, device="cuda"), torch.zeros(V, n, device="cuda"), torch.zeros(V, n).cuda()
+    size, packed = 4.0 * V * n, torch.empty(Codec(grid).nbytes((V, n)), dtype=torch.uint8, device="cuda")
+
+    def encode() -> None:
+        gpu.encode(x, value, value, packed, V, n, grid, False, (0, 0), 0)
+
+    def decode() -> None:
+        gpu.decode(packed, received, True, V, n, grid)
+
+    def both() -> None:
+        encode()
+        decode()
+
+    both()
+    if not torch.equal(value, received):
+        sys.exit("the two ends of a message differ")
+    reads = 8 if bits == 1 else 4  # x and the reference: range, two sums for 1 bit, codes
+    table.add(f"encode, {bits} bits", encode, (reads + 1) * size + packed.numel())
+    table.add(f"decode, {bits} bits", decode, 2 * size + packed.numel())
+    table.add(f"encode and decode, {bits} bits", both, (reads + 3) * size + 2 * packed.numel())
+
+
+def random_graph(V: int, E: int, power: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """CSR of a random graph: out- and in-degrees proportional to rank^-power; 0 makes all rows equally long."""
+    weight = torch.arange(10, V + 10, device="cuda", dtype=torch.float64) ** -power
+    weight = weight[torch.randperm(V, device="cuda")]
+    degrees = (weight * (E / weight.sum())).long().clamp_min_(1)
+    ends = weight.cumsum(0) / weight.sum()
+    columns = torch.searchsorted(ends, torch.rand(int(degrees.sum()), device="cuda", dtype=torch.float64))
+    rows = torch.repeat_interleave(torch.arange(V, device="cuda"), degrees)
+    key = (rows * V + columns.clamp_max_(V - 1)).sort().values
+    pointers = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
+    return pointers.int(), (key % V).int()
+
+
+def products(table: Table, name: str, V: int, E: int, w: int, power: float) -> None:
+    """S X for V nodes, E edges and w columns: ours with values, without, in float16; cuSPARSE through torch."""
+    pointers, columns = random_graph(V, E, power)
+    lengths = pointers.diff()
+    scale = lengths.float().rsqrt()
+    rows = torch.repeat_interleave(torch.arange(V, device="cuda"), lengths)
+    values = scale[rows] * scale[columns.long()]
+    del rows
+    X, Y = torch.randn(V, w, device="cuda"), torch.empty(V, w, device="cuda")
+    S = torch.sparse_csr_tensor(pointers, columns, values, (V, V))
+    plan, free = gpu.SpmmPlan.of(pointers, columns, values), gpu.SpmmPlan.of(pointers, columns)
+    expected, edges = S @ X, len(columns)
+    near(gpu.spmm(plan, X, Y), expected)
+    near(gpu.spmm(free, X, Y, scale, scale), expected)
+    X_half, Y_half = X.half(), Y.half()
+    near(gpu.spmm(free, X_half, Y_half, scale, scale).float(), expected, 2e-3)
+    del expected
+    print(f"| **{name}**: {edges} edges, longest row {int(lengths.max())}, {w} columns | | | | |")
+    traffic = 4.0 * w * (edges + V) + 8.0 * edges  # every neighbour's row counted: caches can beat it
+    unit = "GB/s gathered"
+    table.add(f"{name}: cuSPARSE", lambda: S @ X, traffic, unit)
+    table.add(f"{name}: ours", lambda: gpu.spmm(plan, X, Y), traffic, unit)
+    table.add(f"{name}: ours, no values", lambda: gpu.spmm(free, X, Y, scale, scale), traffic, unit)
+    try:
+        S_half = torch.sparse_csr_tensor(pointers, columns, values.half(), (V, V))
+        table.add(f"{name}: cuSPARSE, float16", lambda: S_half @ X_half, traffic / 2, unit)
+    except RuntimeError as error:
+        print(f"| {name}: cuSPARSE, float16 | {str(error).splitlines()[0]} | | | |")
+    table.add(f"{name}: ours, no values, float16", lambda: gpu.spmm(free, X_half, Y_half, scale, scale),
+              traffic / 2, unit)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--graph-nodes", type=int, default=1_000_000)
+    parser.add_argument("--edges", type=int, default=16_000_000)
+    parser.add_argument("--columns", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--json", help="file for all figures")
+    args = parser.parse_args()
+    if not gpu.available():
+        sys.exit("benchmarks/gpu.py needs a CUDA GPU, torch with CUDA and CuPy")
+    import cupy
+
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    about = {
+        "device": torch.cuda.get_device_name(), "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "cupy": cupy.__version__, **vars(args),
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None), "\n")
+    print("| what | median ms | rate | of copy | ms, every repeat |\n|---|---|---|---|---|")
+    table = Table(args.repeat)
+    updates(table, args.nodes, args.width)
+    for C in (10, 47):
+        newton(table, args.nodes, C)
+    for bits in (16, 8, 4, 2, 1):
+        messages(table, args.nodes, args.width, bits)
+    products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
+    products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"about": about, "rows": table.rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
