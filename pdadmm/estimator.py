@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import NotFittedError
 
 from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
@@ -22,7 +20,7 @@ from pdadmm.history import History
 from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import fraction, non_negative, one_of, optional, param, whole
+from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
 
 __all__ = ["GraphClassifier", "Outcome", "peak_rss_bytes"]
 
@@ -58,7 +56,7 @@ def _real_matrix(X: Any) -> np.ndarray:
 
 
 @dataclass(eq=False, repr=False)
-class GraphClassifier(ClassifierMixin, BaseEstimator):
+class GraphClassifier:
     """A node classifier on augmented features; a solver adds its own settings and ``_train``.
 
     ``fit(graph)`` trains on the graph's splits: "train" fits, "val" selects, "test" is only reported.
@@ -192,11 +190,49 @@ class GraphClassifier(ClassifierMixin, BaseEstimator):
         self.history_, self.stages_ = outcome.history, outcome.stages
         self.summary_ = outcome.summary
 
+    # scikit-learn's manner, without its import: that takes longer than training a small graph
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the hyper-parameters by name."""
+        names = sorted(field.name for field in parameters(type(self)))
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **params: Any) -> GraphClassifier:
+        """Set hyper-parameters by name; return self. Raises InputError for a name that is not one."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise InputError("parameter", name, "one of " + ", ".join(known))
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        changed = (f for f in parameters(type(self)) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+    def __sklearn_tags__(self):
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def _not_fitted(self) -> Exception:
+        from sklearn.exceptions import NotFittedError
+
+        return NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+
     # What a trained estimator can do
 
     def _logits(self, graph: Graph | Any) -> torch.Tensor:
         if not hasattr(self, "model_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+            raise self._not_fitted()
         if isinstance(graph, Graph):
             if self.augmenter_ is None:
                 raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
@@ -222,7 +258,7 @@ class GraphClassifier(ClassifierMixin, BaseEstimator):
     ) -> float:
         """Return the accuracy on one split of a Graph, or on arrays X, y."""
         if not isinstance(graph, Graph):
-            return super().score(graph, y, sample_weight)
+            return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
         if split not in PARTS or graph.splits is None or not len(graph.splits[split]):
             raise InputError("split", split, "a non-empty one of train, val, test of a graph with splits")
         rows = graph.splits[split]
@@ -231,7 +267,7 @@ class GraphClassifier(ClassifierMixin, BaseEstimator):
     def save(self, path: str | os.PathLike) -> None:
         """Write the trained model with its augmentation to a safetensors file."""
         if not hasattr(self, "model_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+            raise self._not_fitted()
         save_model(path, self.model_, self.augmenter_, self.classes_)
 
     def load(self, path: str | os.PathLike) -> GraphClassifier:

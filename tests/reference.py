@@ -56,7 +56,7 @@ def scan_z(a, q, z_old, prox_z, slope):
 
 
 def newton_z(a, y, nu):
-    """argmin logsumexp(z) - z[y] + nu/2 |z - a|^2 for one node: Newton with a backtracking line search."""
+    """argmin logsumexp(z) - z[y] + nu/2 |z - a|^2 for one node: Newton, backtracking until close."""
 
     def value(z):
         return z.max() + np.log(np.exp(z - z.max()).sum()) - z[y] + nu / 2 * ((z - a) ** 2).sum()
@@ -69,7 +69,7 @@ def newton_z(a, y, nu):
         gradient[y] -= 1
         step = np.linalg.solve(np.diag(pi + nu) - np.outer(pi, pi), gradient)
         t = 1.0
-        while t > 1e-8 and value(z - t * step) > value(z) - 1e-4 * t * gradient @ step:
+        while abs(step).max() > 1e-4 and t > 1e-8 and value(z - t * step) > value(z) - 1e-4 * t * gradient @ step:
             t /= 2
         z = z - t * step
         if abs(t * step).max() < 1e-15 * (1 + abs(z).max()):

@@ -80,7 +80,8 @@ class MPITransport:
             remedy = "run: pip install mpi4py mpich"
             raise InputError("mpirun", "started", "used where mpi4py is installed", remedy) from error
         self.mpi = MPI
-        self.comm = self.mpi.COMM_WORLD if comm is None else comm
+        # a communicator of our own: messages of the user's program cannot mix in
+        self.comm = (self.mpi.COMM_WORLD if comm is None else comm).Dup()
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ledger = Ledger()
         _install_abort_hook(self.comm)
@@ -105,12 +106,12 @@ class MPITransport:
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         view = self._view(array)
-        self.comm.Send(view, dest=peer)
+        self.comm.Send(view, dest=peer, tag=0)
         self.ledger.record_sent(kind, view.nbytes)
 
     def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
         view = self._view(array)
-        self.comm.Recv(view, source=peer)
+        self.comm.Recv(view, source=peer, tag=0)
         self.ledger.record_received(kind, view.nbytes)
         return array
 
