@@ -588,6 +588,9 @@ def test_nan_passes_through_the_c_updates(dtype):
     q, u = fine.clone(), fine.clone()
     fused.update_q_u_(q, u, fine, nan, 0.3, 0.3, 0.0)
     assert q.isnan().all()
+    y = torch.zeros(3, dtype=torch.long)
+    assert get_loss("cross_entropy").minimise(nan, y, 0.3, fine.clone()).isnan().all()
+    assert softmax_newton(nan, y, 0.3, fine.clone()).isnan().all()
 
 
 # The first layer

@@ -10,7 +10,7 @@ from pdadmm.kernels import updates as fused
 
 __all__ = ["LOSSES", "CrossEntropy", "SquaredError", "get_loss", "softmax_newton"]
 
-MAX_NEWTON_STEPS = 60
+MAX_NEWTON_STEPS = 100
 
 
 class CrossEntropy:
@@ -66,7 +66,7 @@ def softmax_newton(a: Tensor, y: Tensor, nu: float, z: Tensor) -> Tensor:
         gradient[torch.arange(len(active)), y_i] -= 1.0
         # pi moves by at most a quarter of a move of z: that is the rounding of the gradient
         scale = 1.0 + (nu + 0.25) * (z_i.abs() + a_i.abs()).amax(dim=1)
-        unsolved = gradient.abs().amax(dim=1) > tolerance * scale
+        unsolved = ~(gradient.abs().amax(dim=1) <= tolerance * scale)  # NaN stays, and shows
         if not bool(unsolved.any()):
             break
         active, z_i, a_i, y_i = active[unsolved], z_i[unsolved], a_i[unsolved], y_i[unsolved]

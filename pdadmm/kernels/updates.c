@@ -14,7 +14,7 @@
 #endif
 #define EXPORT __attribute__((visibility("default")))
 
-enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 60 };
+enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 
 EXPORT int pdadmm_updates_interface(void) { return 1; }
 
@@ -108,7 +108,7 @@ DEFINE_ASSEMBLE_P(double, pdadmm_assemble_p_float64)
   }                                                                                                               \
   static void NAME##_node(const REAL *a, int64_t y, REAL nu, REAL *z, int classes, REAL *pi, REAL *step) {        \
     for (int iteration = 0; iteration < MAX_NEWTON_STEPS; iteration++) {                                          \
-      REAL top = z[0], sum = 0, largest = 0, size = 0, share = 0, pull = 0, distance = 0, promised = 0;           \
+      REAL top = z[0], sum = 0, largest = 0, size = 0, share = 0, pull = 0, distance = 0, promised = 0, all = 0;  \
       for (int c = 1; c < classes; c++) top = z[c] > top ? z[c] : top;                                            \
       for (int c = 0; c < classes; c++) sum += pi[c] = EXP(z[c] - top);                                           \
       for (int c = 0; c < classes; c++) {                                                                         \
@@ -118,11 +118,16 @@ DEFINE_ASSEMBLE_P(double, pdadmm_assemble_p_float64)
         largest = (g < 0 ? -g : g) > largest ? (g < 0 ? -g : g) : largest;                                        \
         size = extent > size ? extent : size;                                                                     \
         distance += gap * gap;                                                                                    \
+        all += g;                                                                                                 \
         step[c] = weight * g;                                                                                     \
         share += pi[c] * weight;                                                                                  \
         pull += pi[c] * step[c];                                                                                  \
       }                                                                                                           \
-      if (!(largest > 4 * EPS * (1 + (nu + (REAL)0.25) * size))) return;                                         \
+      if (all != all) { /* NaN must show */                                                                       \
+        for (int c = 0; c < classes; c++) z[c] = all;                                                             \
+        return;                                                                                                   \
+      }                                                                                                           \
+      if (largest <= 4 * EPS * (1 + (nu + (REAL)0.25) * size)) return;                                            \
       const REAL correction = pull / (nu * share);                                                                \
       REAL high = -INFINITY, low = INFINITY;                                                                      \
       for (int c = 0; c < classes; c++) {                                                                         \
