@@ -1,6 +1,6 @@
 """Speed of the CUDA kernels: against a copy of the same bytes, and S X against cuSPARSE.
 
-    python benchmarks/gpu.py --repeat 9 --json gpu.json          (about 2 minutes on an H200)
+    python benchmarks/gpu.py --repeat 9 --json gpu.json          (needs 16 GB of GPU memory)
 
 GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
 Times are those of CUDA events around one call. Every result is compared with plain torch before it is timed.
@@ -131,7 +131,7 @@ def random_graph(V: int, E: int, power: float) -> tuple[torch.Tensor, torch.Tens
     """CSR of a random graph: out- and in-degrees proportional to rank^-power; 0 makes all rows equally long."""
     weight = torch.arange(10, V + 10, device="cuda", dtype=torch.float64) ** -power
     weight = weight[torch.randperm(V, device="cuda")]
-    degrees = (weight * (E / weight.sum())).long().clamp_min_(1)
+    degrees = (weight * (E / weight.sum()) + 0.5).long().clamp_min_(1)
     ends = weight.cumsum(0) / weight.sum()
     columns = torch.searchsorted(ends, torch.rand(int(degrees.sum()), device="cuda", dtype=torch.float64))
     rows = torch.repeat_interleave(torch.arange(V, device="cuda"), degrees)

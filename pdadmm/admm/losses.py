@@ -57,13 +57,13 @@ def softmax_newton(a: Tensor, y: Tensor, nu: float, z: Tensor) -> Tensor:
     Shapes: a, z (V, C), y (V,); z is the start.
     """
     z = z.clone()
-    active = torch.arange(len(z))
+    active = torch.arange(len(z), device=z.device)
     tolerance = 4.0 * torch.finfo(z.dtype).eps
     for _ in range(MAX_NEWTON_STEPS):
         z_i, a_i, y_i = z[active], a[active], y[active]
         pi = torch.softmax(z_i, dim=1)
         gradient = pi + nu * (z_i - a_i)
-        gradient[torch.arange(len(active)), y_i] -= 1.0
+        gradient[torch.arange(len(active), device=z.device), y_i] -= 1.0
         # pi moves by at most a quarter of a move of z: that is the rounding of the gradient
         scale = 1.0 + (nu + 0.25) * (z_i.abs() + a_i.abs()).amax(dim=1)
         unsolved = ~(gradient.abs().amax(dim=1) <= tolerance * scale)  # NaN stays, and shows

@@ -1,0 +1,168 @@
+"""Compiles the .cu sources at run time (CuPy, NVRTC) and launches them on torch memory and torch's current stream."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+__all__ = ["OPTIONS", "SOURCES", "available", "compiled", "launch", "source"]
+
+SOURCES = ("updates", "newton", "scale", "codec", "spmm")
+# No contraction to fused multiply-adds, no flush of subnormal numbers: the results are those of plain torch on the CPU.
+OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
+DEVICE = "cuda"  # the kind of tensor that launch takes; the tests' emulator takes "cpu"
+THREADS = 256  # the most threads of a block; the kernels rely on it
+SUFFIX = {torch.float32: "float", torch.float64: "double"}
+
+
+@cache
+def available() -> bool:
+    """Whether there is a GPU and CuPy to reach it; ``PDADMM_KERNELS=0`` says no. CuPy is not imported here."""
+    if os.environ.get("PDADMM_KERNELS", "1") == "0" or not torch.cuda.is_available():
+        return False
+    return torch.version.cuda is not None and importlib.util.find_spec("cupy") is not None
+
+
+def source(name: str) -> str:
+    """The text of ``name``.cu with its own headers put in place: what the compiler sees, and what a cache goes by."""
+    folder, text = Path(__file__).parent, f'#include "{name}.cu"'
+    include = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
+    while include.search(text):
+        text = include.sub(lambda found: (folder / found[1]).read_text("utf-8"), text)
+    return text
+
+
+def launch(name: str, kernel: str, blocks: tuple[int, int], threads: int, args: tuple, device: torch.device) -> None:
+    """Start ``kernel`` of ``name``.cu on torch's current stream of ``device``, without waiting for it.
+
+    ``blocks`` (x, y), one row of ``threads`` each. ``args``: tensors (passed by address), None, int or float, 8
+    bytes each; the tensors must live until the stream has used them, as for any torch operation.
+    """
+    import cupy
+
+    stream = _Stream.of(torch.cuda.current_stream(device).cuda_stream, device.index)
+    with cupy.cuda.Device(device.index), stream:
+        _kernel(name, kernel, _architecture(device.index))(blocks, (threads,), tuple(map(argument, args)))
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream of torch's, as CuPy wants to see it."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+    @staticmethod
+    @cache
+    def of(handle: int, device: int):
+        import cupy
+
+        with cupy.cuda.Device(device):
+            return cupy.cuda.Stream.from_external(_Stream(handle))
+
+
+@cache
+def _architecture(device: int) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@cache
+def _kernel(name: str, kernel: str, architecture: str):
+    return _module(name, architecture).get_function(kernel)
+
+
+@cache
+def _module(name: str, architecture: str):
+    import cupy
+
+    return cupy.RawModule(path=str(compiled(name, architecture)))
+
+
+def compiled(name: str, architecture: str) -> Path:
+    """The machine code of ``name``.cu, compiled by NVRTC or from CuPy's folder of compiled kernels.
+
+    RawModule(code=...) would not do: CuPy adds -ftz=true, which takes subnormal numbers for 0, and then messages
+    are not those of the CPU.
+    """
+    from cupy.cuda import nvrtc
+
+    text, options = source(name), (f"-arch={architecture}", *OPTIONS)
+    key = hashlib.sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
+    path = folder / f"pdadmm-{name}-{architecture}-{key}.cubin"
+    if path.exists():
+        return path
+    code = _compile(text, f"{name}.cu", options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")  # another rank may compile it at the same time
+        part.write_bytes(code)
+    except OSError:  # a home that cannot be written
+        path = Path(tempfile.mkdtemp(prefix="pdadmm-")) / path.name
+        part = path.with_suffix(".part")
+        part.write_bytes(code)
+    return part.replace(path)
+
+
+def _compile(text: str, name: str, options: tuple[str, ...]) -> bytes:
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(text, name, (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        return nvrtc.getCUBIN(program) + b"\0"  # it drops the last byte, as if of a string; a file misses it
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{name} does not compile for {options[0]}:\n{nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def argument(value) -> np.generic:
+    """One kernel argument of 8 bytes."""
+    if isinstance(value, Tensor):
+        return np.uint64(value.data_ptr())
+    if value is None:
+        return np.uint64(0)
+    return np.float64(value) if isinstance(value, float) else np.int64(value)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors the device has: the grids of persistent kernels follow it, their results do not."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def divide_up(count: int, size: int) -> int:
+    """The number of pieces of ``size`` that ``count`` takes."""
+    return -(-count // size)
+
+
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether every array starts at a multiple of 16 bytes; a row slice of a larger array may not."""
+    return all(x is None or x.data_ptr() % 16 == 0 for x in tensors)
+
+
+def check(like: Tensor, **tensors: Tensor) -> None:
+    """Refuse what a kernel would misread: another dtype, device or shape than ``like``, or not contiguous."""
+    for name, x in tensors.items():
+        if x.shape != like.shape or x.dtype != like.dtype or x.device != like.device or not x.is_contiguous():
+            given = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+            raise InputError(name, given, f"contiguous {like.dtype} of shape {tuple(like.shape)} on {like.device}")
+    if like.device.type != DEVICE or like.dtype not in SUFFIX or not like.is_contiguous():
+        given = f"{like.dtype} on {like.device}"
+        raise InputError("array", given, f"contiguous float32 or float64 on a {DEVICE} device")

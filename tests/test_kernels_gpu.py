@@ -1,0 +1,106 @@
+"""The CUDA kernels on a real GPU: the emulator's cases, and what only a GPU shows (streams, graphs, 64-bit sizes)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cuda_emulator import cases
+
+from pdadmm.kernels import cpu, gpu
+from pdadmm.quantize import Codec, make_grid
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not gpu.available(), reason="needs a CUDA GPU, torch with CUDA and CuPy"),
+]
+
+
+@pytest.mark.parametrize(("check", "args"), cases.ALL)
+def test_kernel(monkeypatch, check, args):
+    cases.plain_codec(monkeypatch)
+    check("cuda", *args)
+
+
+def wide_inputs(V: int = 3000, n: int = 100) -> list[torch.Tensor]:
+    return [cases.random((V, n), torch.float32, seed).cuda() for seed in range(5)]
+
+
+def one_of_each(arrays: list[torch.Tensor], packed: torch.Tensor) -> None:
+    """Start a z-, q-, u- and p-step, a message and its decoding, and a Newton solve."""
+    z, r, a, q, u = arrays
+    (V, n), grid = z.shape, make_grid("column", 1)
+    gpu.update_z_(z, r, a, q, 0.1)
+    gpu.update_q_u_(q, u, a, z, 0.3, 1.0)
+    gpu.step_p_(z, r, a, q, 0.3, 1.0)
+    gpu.encode(u, r, r, packed, V, n, grid, True, (1, 2), 0)
+    gpu.decode(packed, a, True, V, n, grid)
+    gpu.softmax_newton_(z, a, torch.zeros(V, dtype=torch.int64, device="cuda"), 0.3)
+
+
+def test_a_graph_captures_the_kernels_and_replays_them():
+    """Capture fails on any call that waits for the device or leaves torch's current stream."""
+    arrays = wide_inputs()
+    packed = torch.zeros(Codec(make_grid("column", 1)).nbytes(arrays[0].shape), dtype=torch.uint8, device="cuda")
+    start = [x.clone() for x in arrays]
+    one_of_each(arrays, packed)
+    expected = [x.clone() for x in arrays]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        one_of_each(arrays, packed)
+    for _ in range(2):
+        for x, x_0 in zip(arrays, start):
+            x.copy_(x_0)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(x, y) for x, y in zip(arrays, expected))
+
+
+def test_work_goes_to_the_current_stream():
+    right, q, u = wide_inputs()[:3]
+    expected = right + 2.0 * q - u
+    gpu.assemble_p_(right.clone(), q, u, 2.0)  # loads the module
+    late = torch.zeros_like(right)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        late.copy_(right)
+        gpu.assemble_p_(late, q, u, 2.0)  # on another stream it would come before the copy
+    stream.synchronize()
+    torch.testing.assert_close(late, expected)
+
+
+def test_the_message_is_that_of_the_c_codec():
+    if not cpu.available():
+        pytest.skip("the C kernels are not built")
+    x, reference = torch.randn(5000, 512), torch.randn(5000, 512)
+    for bits in (1, 2, 4, 8, 16):
+        codec = Codec(make_grid("column", bits), "stochastic")
+        value = reference.clone()
+        sent = codec.encode(x, cases.KEY, reference=value, value=value)
+        value_ = reference.cuda()
+        packed = torch.empty(sent.numel(), dtype=torch.uint8, device="cuda")
+        words = cases.seed_words(cases.KEY)
+        status = gpu.encode(x.cuda(), value_, value_, packed, 5000, 512, codec.grid, True, words, 0)
+        assert status.item() == 0
+        assert torch.equal(packed.cpu(), sent)
+        assert torch.equal(value_.cpu(), value)
+
+
+def test_more_numbers_than_32_bits_count():
+    count = 2**31 + 4099
+    free, _ = torch.cuda.mem_get_info()
+    if free < 40e9:
+        pytest.skip("needs 40 GB of GPU memory")
+    u = torch.full((count,), 1.0, device="cuda")
+    p = torch.full((count,), 3.0, device="cuda")
+    gpu.update_u_(u, p, u, 2.0)
+    assert bool((u == 5.0).all())
+    grid, columns = make_grid("message", 4), 1
+    u[-1] = 20.0
+    packed = torch.empty(Codec(grid).nbytes((count,)), dtype=torch.uint8, device="cuda")
+    assert gpu.encode(u, None, u, packed, count, columns, grid, False, (0, 0), 0).item() == 0
+    p.zero_()
+    assert gpu.decode(packed, p, False, count, columns, grid).item() == 0
+    assert torch.equal(p, u)
+    assert u[-1].item() == 20.0
