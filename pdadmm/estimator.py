@@ -86,6 +86,7 @@ class GraphClassifier:
         leaves the finite numbers.
         """
         began = time.perf_counter()
+        self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
         threads = set_threads(settings.threads, transport)
@@ -93,7 +94,10 @@ class GraphClassifier:
             transport, lambda: self._problem(settings, graph, y, transport)
         )
         seconds_setup = time.perf_counter() - began - seconds_augmentation
-        outcome = self._train(problem, settings, transport, watch or (lambda row: None))
+        try:
+            outcome = self._train(problem, settings, transport, watch or (lambda row: None))
+        except InputError as error:  # of one rank alone: it must end the others too
+            raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         self._adopt(outcome, settings, shift, transport)
         usage = transport.allgather(
             (transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup)
@@ -107,6 +111,7 @@ class GraphClassifier:
             "bytes_other": sum(part[1] for part in usage),
             "peak_rss_bytes": max(part[2] for part in usage),
         }
+        transport.close()
         return self
 
     def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
@@ -258,7 +263,11 @@ class GraphClassifier:
     ) -> float:
         """Return the accuracy on one split of a Graph, or on arrays X, y."""
         if not isinstance(graph, Graph):
+            if y is None:
+                raise InputError("y", None, "given with an array of features")
             return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
+        if y is not None or sample_weight is not None:
+            raise InputError("y, sample_weight", "given", "left out with a Graph", "it holds its labels")
         if split not in PARTS or graph.splits is None or not len(graph.splits[split]):
             raise InputError("split", split, "a non-empty one of train, val, test of a graph with splits")
         rows = graph.splits[split]

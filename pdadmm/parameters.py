@@ -40,16 +40,18 @@ class Check:
     flag: bool = True
 
 
-def whole(minimum: int) -> Check:
-    """A whole number of at least ``minimum``."""
+def whole(minimum: int, maximum: int | None = None) -> Check:
+    """A whole number of at least ``minimum``, and at most ``maximum`` where given."""
 
     def accept(value: Any) -> int:
         number = int(value)
-        if isinstance(value, bool) or number != float(value) or number < minimum:
+        exact = isinstance(value, str) or number == value
+        if isinstance(value, bool) or not exact or number < minimum or (maximum is not None and number > maximum):
             raise ValueError
         return number
 
-    return Check(accept, f"a whole number of at least {minimum}", "N")
+    allowed = f"a whole number of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
+    return Check(accept, allowed, "N")
 
 
 def _number(low: float, high: float, low_open: bool, allowed: str) -> Check:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdadmm import PDADMMG, PDADMMGQ, InputError, Quantizer, csbm
+from pdadmm import PDADMMG, PDADMMGQ, DivergenceError, InputError, Quantizer, csbm
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.channel import HEADER_BYTES, MESSAGES_BETWEEN_DIGESTS, Channel
 from pdadmm.admm.link import Link
@@ -257,10 +257,12 @@ def test_references_of_an_inserted_layer_start_at_its_activations():
         ({"error_feedback": "perhaps"}, "error_feedback"),
         ({"q_bits": 5}, "q_bits"),
         ({"coding": "constrained", "delta": "column"}, "delta"),
-        ({"coding": "constrained", "rounding": "stochastic"}, "coding"),
+        ({"coding": "constrained", "bits": 8, "rounding": "stochastic"}, "coding"),
         ({"coding": "constrained", "bits": 2}, "bits"),
-        ({"delta": "linspace"}, "lo, hi"),
-        ({"coding": "difference", "delta": "paper", "bits": 8}, "grid"),
+        ({"delta": "linspace"}, "delta_low, delta_high"),
+        ({"delta_low": 0, "delta_high": 1}, "delta_low, delta_high"),
+        ({"bits": 0, "tol": 1e-3}, "tol"),
+        ({"coding": "difference", "delta": "paper", "bits": 8}, "delta"),
     ],
     ids=str,
 )
@@ -268,6 +270,22 @@ def test_what_has_no_meaning_is_refused(options, name):
     with pytest.raises(InputError) as caught:
         PDADMMGQ(layers=3, hidden=4, iterations=1, **options).fit(GRAPH)
     assert caught.value.argument == name
+
+
+def test_a_constrained_run_that_diverges_says_so():
+    with pytest.raises(DivergenceError, match="layer"):
+        PDADMMGQ(layers=2, hidden=16, bits=8, coding="constrained", nu=1e20).fit(GRAPH)
+
+
+def test_ends_that_differ_where_q_is_sent_as_it_is_end_the_run():
+    local, lower, upper, _ = boundary(Quantizer(bits=4, q_bits=32))
+    random = torch.Generator().manual_seed(2)
+    exchange(local, lower, upper, random)
+    lower.p_channel.value[0, 0] += 1.0
+    for _ in range(MESSAGES_BETWEEN_DIGESTS - 2):
+        exchange(local, lower, upper, random)
+    with pytest.raises(RuntimeError, match="no longer agree"):
+        exchange(local, lower, upper, random)
 
 
 def test_a_quantizer_object_belongs_to_pdadmmg():

@@ -76,6 +76,8 @@ class Channel:
         """Bring ``value`` up to date with ``own`` and send it; ``ask_resend`` sets the flag for the peer."""
         self.number += 1
         if self.coder is None:
+            if ask_resend:  # this message has no header to say so in
+                raise RuntimeError(f"the ends of boundary {self.layer} no longer agree: memory or a message is damaged")
             if self.message is not None:
                 self.message.start()
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.quantizer import Quantizer
-from pdadmm.admm.settings import ADMMSettings
+from pdadmm.admm.settings import ADMMSettings, check_tol
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
@@ -68,4 +68,4 @@ class PDADMMGQ(PDADMMG, Quantizer):
             raise InputError("quantizer", "given", "left to PDADMMG", "PDADMMGQ takes bits, coding, delta, ..")
         settings = PDADMMG.checked(self)
         settings.quantizer = Quantizer.checked(self)
-        return settings
+        return check_tol(settings)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from pdadmm.errors import InputError
 from pdadmm.parameters import boolean, number, one_of, optional, param, validate, whole_of
-from pdadmm.quantize import GRIDS, ROUNDINGS, Coder, Grid, make_coder, make_grid
+from pdadmm.quantize import GRIDS, ROUNDINGS, Coder, Grid, NotFiniteError, make_coder, make_grid
 
 __all__ = ["CODINGS", "Quantizer"]
 
@@ -56,6 +57,15 @@ class Quantizer:
         if values["q_bits"] is None:
             values["q_bits"] = 32 if constrained else values["bits"]
         result = Quantizer(**values)
+        ends = result.delta_low is not None, result.delta_high is not None
+        if result.delta == "linspace" and not all(ends):
+            raise InputError("delta_low, delta_high", "not both given", "given with the grid linspace")
+        if result.delta != "linspace" and any(ends):
+            raise InputError("delta_low, delta_high", "given", "left out with other grids than linspace")
+        if result.delta == "paper" and result.coding == "difference":
+            raise InputError("delta", "paper", "used where values are coded or p is constrained, not differences")
+        if result.delta == "paper" and result.bits < 5:
+            raise InputError("bits", result.bits, "8 or 16 with the paper's grid of 22 points")
         if constrained:
             if result.delta not in ("paper", "linspace") or result.bits == 0:
                 raise InputError("delta", result.delta, "paper or linspace with 1 to 16 bits where p is constrained")
@@ -84,4 +94,9 @@ class Quantizer:
 
     def start_p(self, h: Tensor) -> Tensor:
         """Return p of a stage's start: q itself, or the point of Delta nearest to it."""
-        return self.grid().project(h) if self.constrained else h.clone()
+        if not self.constrained:
+            return h.clone()
+        try:
+            return self.grid().project(h)
+        except NotFiniteError:  # shows in the objective, on all ranks at once
+            return torch.full_like(h, torch.nan)

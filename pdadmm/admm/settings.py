@@ -67,7 +67,7 @@ class ADMMSettings:
     quantizer: Quantizer | None = param(
         None, optional(instance_of(Quantizer)), "how p and q are quantized (default: not at all)"
     )
-    seed: int = param(0, whole(0), "seed of the initial weights")
+    seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
 
     def checked(self) -> ADMMSettings:
@@ -84,7 +84,14 @@ class ADMMSettings:
             raise InputError("stages", ",".join(map(str, stages)), f"a list that ends at layers = {layers}")
         elif stages[0] < 2 <= layers:
             raise InputError("stages", ",".join(map(str, stages)), "a list that starts at 2 or more layers")
-        return type(self)(**values)
+        return check_tol(type(self)(**values))
+
+
+def check_tol(settings: ADMMSettings) -> ADMMSettings:
+    """Return the settings; InputError where ``tol`` would end every stage at once."""
+    if settings.tol and settings.quantizer is not None and settings.quantizer.bits == 0:
+        raise InputError("tol", settings.tol, "0 with 0 bits, where p and q as sent never differ")
+    return settings
 
 
 def default_stages(layers: int) -> tuple[int, ...]:

@@ -112,7 +112,11 @@ class ADMMSolver:
             network.iterate()
             self.clock.stop()
             row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth}
-            row |= self._measure(network)
+            try:
+                row |= self._measure(network)
+            except DivergenceError:
+                network.finish()  # all ranks are here: no message may outlive its buffer
+                raise
             ends = iteration == self.settings.iterations
             if ends or iteration % self.eval_every == 0:
                 self._judge(network, row, best)
@@ -218,7 +222,8 @@ class ADMMSolver:
         return row | {"seconds": max(part[1] for part in parts), "bytes": sum(part[2] for part in parts)}
 
     def _divergence(self, terms: list[Terms]) -> str:
-        bad = next(n for n, term in enumerate(terms, 1) if not math.isfinite(sum(vars(term).values())))
+        sums = [sum(vars(term).values()) for term in terms]
+        bad = next((n for n, value in enumerate(sums, 1) if not math.isfinite(value)), len(terms))
         return (
             f"iteration {len(self.history) + 1}: layer {bad} of {len(terms)} is not finite with "
             f"nu = {self.penalties.nu:g}, rho = {self.penalties.rho:g}; raise rho, lower nu, or use dtype float64"
@@ -243,7 +248,7 @@ class ADMMSolver:
         # each stage gets its share of the time, so that the network reaches its full depth
         if s.max_seconds is not None and row["seconds"] >= s.max_seconds * (number + 1) / len(s.stages):
             return True
-        if s.tol and row["residual_link"] <= (s.tol**2) * row["q_squared"]:
+        if s.tol and row["q_squared"] > 0 and row["residual_link"] <= (s.tol**2) * row["q_squared"]:
             return True
         return s.patience is not None and row["iteration"] - best.row.get("iteration", math.inf) >= s.patience
 

@@ -97,7 +97,13 @@ def update_p_constrained_(
     """
     g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
     tau = rho + nu * (g @ W.mT).square().sum(1, keepdim=True) / _floored(g.square().sum(1, keepdim=True))
-    target = grid.project(p - g / tau)
+    point = p - g / tau
+    if not bool(torch.isfinite(point).all()):
+        # no grid point is near: the objective shows it after this iteration, on all ranks at once
+        p.fill_(torch.nan)
+        r.fill_(torch.nan)
+        return
+    target = grid.project(point)
     d = target - p
     dW = d @ W.mT
     bends = nu * dW.square().sum(1) > (tau.squeeze(1) - rho) * d.square().sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -34,13 +34,23 @@ def _install_abort_hook(comm: Any) -> None:
     sys.excepthook = abort
 
 
+@cache
+def _world(mpi: Any) -> Any:
+    """Our copy of the world's communicator, one for the whole process: copies are few and not collected."""
+    return mpi.COMM_WORLD.Dup()
+
+
+# Requests that an exception left under way: MPI may still touch their buffers.
+_ABANDONED: list[Any] = []
+
+
 class _Persistent:
     """A persistent request on a numpy view of a torch buffer; MPI's own count goes into the ledger."""
 
     def __init__(
-        self, request: Any, status: Any, byte: Any, nbytes: int, record: Callable[[int], None], receives: bool
+        self, request: Any, status: Any, byte: Any, view: Any, record: Callable[[int], None], receives: bool
     ) -> None:
-        self.request, self.status, self.byte, self.nbytes = request, status, byte, nbytes
+        self.request, self.status, self.byte, self.view, self.nbytes = request, status, byte, view, view.nbytes
         self.record, self.receives, self.under_way = record, receives, False
 
     def start(self) -> None:
@@ -62,7 +72,9 @@ class _Persistent:
             self.record(count)
 
     def __del__(self) -> None:
-        if not self.under_way and self.request:
+        if self.under_way:
+            _ABANDONED.append((self.request, self.view))
+        elif self.request:
             self.request.Free()
 
 
@@ -81,10 +93,11 @@ class MPITransport:
             raise InputError("mpirun", "started", "used where mpi4py is installed", remedy) from error
         self.mpi = MPI
         # a communicator of our own: messages of the user's program cannot mix in
-        self.comm = (self.mpi.COMM_WORLD if comm is None else comm).Dup()
+        self.owned = comm is not None and comm != self.mpi.COMM_WORLD
+        self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ledger = Ledger()
-        _install_abort_hook(self.comm)
+        _install_abort_hook(self.mpi.COMM_WORLD)
 
     @staticmethod
     def _view(buffer: Tensor):
@@ -96,13 +109,13 @@ class MPITransport:
         view = self._view(buffer)
         request = self.comm.Send_init(view, dest=peer, tag=tag)
         record = partial(self.ledger.record_sent, kind)
-        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view.nbytes, record, receives=False)
+        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view, record, receives=False)
 
     def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
         view = self._view(buffer)
         request = self.comm.Recv_init(view, source=peer, tag=tag)
         record = partial(self.ledger.record_received, kind)
-        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view.nbytes, record, receives=True)
+        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view, record, receives=True)
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         view = self._view(array)
@@ -148,3 +161,8 @@ class MPITransport:
 
     def barrier(self) -> None:
         self.comm.Barrier()
+
+    def close(self) -> None:
+        if self.owned:
+            self.comm.Free()
+            self.owned = False

@@ -54,6 +54,9 @@ class Transport(Protocol):
     def barrier(self) -> None:
         """Return once every rank has called it."""
 
+    def close(self) -> None:
+        """Give back what the transport holds; every rank calls it, after its last message."""
+
 
 class LocalTransport:
     """The transport of a run in one process: nothing is ever sent.
@@ -90,4 +93,7 @@ class LocalTransport:
         return [value]
 
     def barrier(self) -> None:
+        return None
+
+    def close(self) -> None:
         return None
