@@ -35,6 +35,7 @@ setup(
         Extension(
             f"pdadmm.kernels._{name}",
             [f"pdadmm/kernels/{name}.c"],
+            depends=["pdadmm/kernels/cpu.h"],
             extra_compile_args=[
                 *("-std=gnu11", "-O3", "-g0"),
                 *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),

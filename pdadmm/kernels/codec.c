@@ -10,12 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define CLONES
-#endif
-#define EXPORT __attribute__((visibility("default")))
+#include "cpu.h"
 #define INLINE static inline __attribute__((always_inline))
 #define NO_CARRIED_DEPENDENCE _Pragma("GCC ivdep")
 

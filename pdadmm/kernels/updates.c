@@ -7,12 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#define CLONES
-#endif
-#define EXPORT __attribute__((visibility("default")))
+#include "cpu.h"
 
 enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 

@@ -22,8 +22,6 @@ def _install_abort_hook(comm: Any) -> None:
         return
 
     def abort(kind, value, trace):
-        if issubclass(kind, SystemExit):
-            return
         sys.stdout.flush()
         text = "".join(traceback.format_exception(kind, value, trace))
         sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")

@@ -1,0 +1,8 @@
+/* What the C kernels share: functions built for several instruction sets, and what ctypes may see. */
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define CLONES
+#endif
+#define EXPORT __attribute__((visibility("default")))
