@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Adadelta": "pdadmm.baselines.estimator",
+    "Adagrad": "pdadmm.baselines.estimator",
+    "Adam": "pdadmm.baselines.estimator",
     "Augmenter": "pdadmm.augment",
     "DivergenceError": "pdadmm.errors",
     "GAMLP": "pdadmm.models.gamlp",
+    "GD": "pdadmm.baselines.estimator",
     "Graph": "pdadmm.data",
     "History": "pdadmm.history",
     "InputError": "pdadmm.errors",
@@ -33,6 +37,7 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.admm.estimator import PDADMMG, PDADMMGQ
     from pdadmm.admm.quantizer import Quantizer
     from pdadmm.augment import Augmenter
+    from pdadmm.baselines.estimator import GD, Adadelta, Adagrad, Adam
     from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
     from pdadmm.errors import DivergenceError, InputError
     from pdadmm.history import History

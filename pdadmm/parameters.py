@@ -12,7 +12,9 @@ from pdadmm.errors import InputError
 
 __all__ = [
     "Check",
+    "below_one",
     "boolean",
+    "check_stages",
     "fraction",
     "instance_of",
     "non_negative",
@@ -54,12 +56,12 @@ def whole(minimum: int, maximum: int | None = None) -> Check:
     return Check(accept, allowed, "N")
 
 
-def _number(low: float, high: float, low_open: bool, allowed: str) -> Check:
+def _number(low: float, high: float, low_open: bool, allowed: str, high_open: bool = False) -> Check:
     def accept(value: Any) -> float:
         number = float(value)
         if isinstance(value, bool) or not math.isfinite(number) or number < low or number > high:
             raise ValueError
-        if low_open and number == low:
+        if (low_open and number == low) or (high_open and number == high):
             raise ValueError
         return number
 
@@ -90,6 +92,7 @@ number = _number(-MOST, MOST, False, "a number from -1e20 to 1e20")
 positive = _number(LEAST, MOST, False, "a number from 1e-20 to 1e20")
 non_negative = _number(0.0, MOST, False, "a number from 0 to 1e20")
 fraction = _number(0.0, 1.0, True, "a number above 0 and at most 1")
+below_one = _number(0.0, 1.0, False, "a number of at least 0 and below 1", high_open=True)
 
 
 def one_of(names: Sequence[str]) -> Check:
@@ -121,6 +124,14 @@ def _accept_stages(value: Any) -> tuple[int, ...]:
 
 
 stage_list = Check(_accept_stages, "depths in rising order such as 2,5,10", "L,L,..")
+
+
+def check_stages(stages: Sequence[int], layers: int) -> None:
+    """Raise InputError for depths that do not lead to ``layers``."""
+    if stages[-1] != layers:
+        raise InputError("stages", ",".join(map(str, stages)), f"a list that ends at layers = {layers}")
+    if stages[0] < 2 <= layers:
+        raise InputError("stages", ",".join(map(str, stages)), "a list that starts at 2 or more layers")
 
 
 def instance_of(kind: type) -> Check:

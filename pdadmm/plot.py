@@ -20,7 +20,7 @@ __all__ = ["plot_convergence"]
 AXES = {
     "iteration": ("iteration", 1.0),
     "seconds": ("seconds of training", 1.0),
-    "bytes": ("p and q messages in MB", 1e6),
+    "bytes": ("messages in MB", 1e6),
 }
 # Told apart by the line, as the colour says which run it is.
 RESIDUALS = {
@@ -44,7 +44,7 @@ def plot_convergence(
     """Return a figure of one or more runs: objective, squared residuals and accuracy, and save it to ``path``.
 
     ``histories`` maps a run's name to its History; ``x`` is "iteration", "seconds" (of training alone) or
-    "bytes" (of the p and q messages of all ranks). Grey lines mark where the networks grew. What a run has
+    "bytes" (of the messages of all ranks). Grey lines mark where the networks grew. What a run has
     not recorded is left out; accuracies of the first iterations, far below the rest, may lie outside the
     picture. Raises InputError for runs that cannot be drawn, for a file that cannot be written, and where
     matplotlib is not installed.

@@ -25,6 +25,10 @@ SOLVERS = {
     for row in (
         SolverRow("pdadmm-g", "pdadmm.admm.estimator", "PDADMMG", "pdADMM-G: layers in parallel, no gradients"),
         SolverRow("pdadmm-g-q", "pdadmm.admm.estimator", "PDADMMGQ", "pdADMM-G with quantized messages"),
+        SolverRow("gd", "pdadmm.baselines.estimator", "GD", "gradient descent with momentum"),
+        SolverRow("adadelta", "pdadmm.baselines.estimator", "Adadelta", "backpropagation with Adadelta"),
+        SolverRow("adagrad", "pdadmm.baselines.estimator", "Adagrad", "backpropagation with Adagrad"),
+        SolverRow("adam", "pdadmm.baselines.estimator", "Adam", "backpropagation with Adam"),
     )
 }
 

@@ -17,10 +17,11 @@ def check_transport(transport) -> None:
     check_collectives(transport)
     check_arrays(transport)
     check_messages(transport)
+    check_sums(transport)
     check_together(transport)
     transport.barrier()
     sent = transport.allgather((dict(ledger.sent), dict(ledger.received)))
-    for kind in ("p", "q", "init"):
+    for kind in ("p", "q", "gradients", "init"):
         assert sum(s.get(kind, 0) for s, _ in sent) == sum(r.get(kind, 0) for _, r in sent), kind
     if size == 1:
         assert ledger.bytes_sent == ledger.bytes_other == 0
@@ -40,7 +41,7 @@ def check_collectives(transport) -> None:
         assert value == [root, None]
     before = transport.ledger.bytes_sent
     transport.allgather(torch.zeros(1000), "evaluation")
-    assert transport.ledger.bytes_sent == before  # only p and q count as sent
+    assert transport.ledger.bytes_sent == before  # only what an iteration needs counts as sent
 
 
 def check_arrays(transport) -> None:
@@ -97,6 +98,24 @@ def check_messages(transport) -> None:
     count = (send_p is not None) + (up is not None)
     assert transport.ledger.sent["p"] + transport.ledger.sent["q"] - before == 4 * count * 5 * 3 * 4
     assert transport.ledger.bytes_sent == transport.ledger.sent["p"] + transport.ledger.sent["q"]
+
+
+def check_sums(transport) -> None:
+    """Sums in place: the same on every rank, and a ring's bytes in the ledger."""
+    rank, size, ledger = transport.rank, transport.size, transport.ledger
+    for dtype in (torch.float32, torch.float64):
+        for shape in ((7,), (3, 4), (0,)):
+            before, messages = ledger.sent["gradients"], ledger.messages["gradients"]
+            array = torch.full(shape, 10.0 + rank, dtype=dtype)
+            assert transport.sum_(array, "gradients") is array
+            assert torch.equal(array, torch.full(shape, 10.0 * size + size * (size - 1) / 2, dtype=dtype))
+            nbytes = array.numel() * array.element_size()
+            assert ledger.sent["gradients"] - before == 2 * nbytes * (size - 1) // size
+            assert ledger.messages["gradients"] - messages == (size > 1)
+    assert ledger.bytes_sent == sum(ledger.sent[kind] for kind in ("p", "q", "gradients"))
+    random = torch.linspace(0, 1, 1001) * (1 + rank) ** 0.5
+    totals = transport.allgather(transport.sum_(random, "gradients").numpy().tobytes())
+    assert set(totals) == {random.numpy().tobytes()}  # the weights of all ranks stay equal, bit for bit
 
 
 def check_together(transport) -> None:

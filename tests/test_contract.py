@@ -22,6 +22,7 @@ from pdadmm.solvers import SOLVERS, solver_class
 TRANSPORTS = [LocalTransport]
 
 SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
+GRADIENT = {"iterations": 200}  # steps along a gradient are shorter than an iteration of pdADMM-G
 ROW = {"iteration": int, "stage": int, "layers": int, "objective": float, "seconds": float, "bytes": int}
 SUMMARY = {
     "seed": int, "ranks": int, "layers": int, "hidden": int, "iterations": int, "stages": list,
@@ -41,7 +42,8 @@ def make(name: str, **more):
     """A small estimator of one row; it gets those of the usual parameters that it has."""
     solver = solver_class(name)
     known = {field.name for field in parameters(solver)}
-    return solver(**{key: value for key, value in (SMALL | more).items() if key in known})
+    quick = SMALL | (GRADIENT if "learning_rate" in known else {})
+    return solver(**{key: value for key, value in (quick | more).items() if key in known})
 
 
 @pytest.fixture(scope="module")

@@ -59,11 +59,26 @@ def flags_of_train(capsys) -> set[str]:
     return {flag for name in SOLVERS for flag in FLAG.findall(help_of(capsys, "train", "--solver", name))}
 
 
-def documented_flags() -> dict[str, str]:
-    """Flag -> default, from the tables of docs/cli.md."""
-    rows = re.findall(r"^\| `(--[a-z-]+)[^`|]*` \| (.*?) \|", read("docs/cli.md"), re.MULTILINE)
-    assert len(rows) == len(dict(rows)), "a flag stands in two tables"
-    return dict(rows)
+def flag_rows(solver: str) -> dict[str, list[str]]:
+    """Flag -> cells of its row in docs/cli.md, from the tables for every solver and those that name this one."""
+    text = read("docs/cli.md").partition("## Flags of `pdadmm train`")[2].partition("\n## ")[0]
+    found = {}
+    for section in text.split("\n### ")[1:]:
+        heading, _, body = section.partition("\n")
+        named = re.findall(r"--solver ([\w-]+)", heading)
+        assert set(named) <= set(SOLVERS), heading
+        if named and solver not in named:
+            continue
+        for flag, cells in re.findall(r"^\| `(--[a-z-]+)[^`|]*` \| (.*) \|$", body, re.MULTILINE):
+            assert flag not in found, f"{flag} stands in two tables of {solver}"
+            found[flag] = re.split(r" (?<!\\)\| ", cells)
+    return found
+
+
+def documented_default(cell: str, solver: str) -> str:
+    """The default in a table: one for all, or a list such as "gd 0.03, adam 0.001"."""
+    own = dict(part.split(" ", 1) for part in cell.split(", ") if part.split(" ")[0] in SOLVERS and " " in part)
+    return own.get(solver, cell)
 
 
 # Names
@@ -104,26 +119,37 @@ def test_every_learned_attribute_is_documented():
 # The command line
 
 
-def test_every_flag_of_train_is_in_the_tables(capsys):
-    assert set(documented_flags()) == flags_of_train(capsys)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_flag_of_train_is_in_the_tables(name, capsys):
+    listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", help_of(capsys, "train", "--solver", name), re.MULTILINE)
+    assert set(flag_rows(name)) == set(listed)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_defaults_in_the_tables_are_the_programs(name):
-    documented = documented_flags()
+    rows = flag_rows(name)
     for field in parameters(solver_class(name)):
         flag = "--" + field.name.lower().replace("_", "-")
         if field.default is not None and field.metadata["check"].flag:
-            assert documented[flag] == str(field.default), flag
+            assert documented_default(rows[flag][0], name) == str(field.default), flag
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_choice_is_named_beside_its_flag(name):
-    rows = dict(re.findall(r"^\| `(--[a-z-]+)[^`|]*` \|(.*)\|$", read("docs/cli.md"), re.MULTILINE))
+    rows = flag_rows(name)
+    assert all(f"`{solver}`" in rows["--solver"][1] for solver in SOLVERS)
     for field in parameters(solver_class(name)):
         for choice in field.metadata["check"].choices or ():
             flag = "--" + field.name.lower().replace("_", "-")
-            assert choice in re.findall(r"[\w-]+", rows[flag]), f"{flag} {choice}"
+            assert choice in re.findall(r"[\w-]+", " ".join(rows[flag])), f"{flag} {choice}"
+
+
+def test_the_tables_reader_reads():
+    assert documented_default("gd 0.03, adam 0.001", "adam") == "0.001"
+    assert documented_default("column; paper where constrained", "adam") == "column; paper where constrained"
+    assert flag_rows("gd")["--momentum"][0] == "0.9"
+    assert "--momentum" not in flag_rows("adam")
+    assert flag_rows("pdadmm-g")["--iterations"][0] != flag_rows("adam")["--iterations"][0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -167,24 +193,37 @@ def test_every_data_set_operator_weighting_and_scaling_is_documented():
 
 @pytest.fixture(scope="module")
 def small():
-    """A short run, and what `pdadmm train` adds to its summary."""
-    solver = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2, hops=1).fit(pdadmm.digits())
-    added = ("solver", "dataset", "split", "split_seed", "nodes", "train_nodes")
-    return solver, {*solver.summary_, *added}
+    """A short run of one solver of each kind, and the keys of all their summaries with those of `pdadmm train`."""
+    kinds = pdadmm.PDADMMG, pdadmm.Adam
+    runs = [solver(layers=3, hidden=8, iterations=2, hops=1).fit(pdadmm.digits()) for solver in kinds]
+    added = {"solver", "dataset", "split", "split_seed", "nodes", "train_nodes"}
+    return runs, added.union(*(run.summary_ for run in runs))
 
 
-@pytest.mark.parametrize("title", ["Keys of the summary", "Keys of the history"])
-def test_every_key_is_documented_and_exists(title, small):
-    solver, summary = small
+def tables_of(title: str) -> list[set[str]]:
+    """The keys in each table of a section of docs/cli.md."""
     section = read("docs/cli.md").partition(f"## {title}")[2].partition("\n## ")[0]
-    table = {key for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
-    assert table == (summary if "summary" in title else {key for row in solver.history_ for key in row})
+    rows = [re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for table in section.split("|---|---|---|")[1:]]
+    return [{key for row in table for key in re.findall(r"`(\w+)`", row)} for table in rows]
+
+
+def test_every_key_of_the_summary_is_documented_and_exists(small):
+    (table,) = tables_of("Keys of the summary")
+    assert table == small[1]
+
+
+def test_every_key_of_the_history_is_documented_and_exists(small):
+    common, extra = tables_of("Keys of the history")
+    admm, backprop = ({key for row in run.history_ for key in row} for run in small[0])
+    assert backprop == common
+    assert admm == common | extra
 
 
 def test_every_key_of_a_stage_is_documented(small):
     section = read("docs/cli.md").partition("Each object of `stages`")[2].partition("\n## ")[0]
-    plain = {key.removeprefix("start_") for key in small[0].stages_[0]}
-    assert plain <= set(re.findall(r"`(\w+)`", section))
+    for run in small[0]:
+        plain = {key.removeprefix("start_") for key in run.stages_[0]}
+        assert plain <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=page_id)

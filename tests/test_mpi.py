@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import mpi_run
 import numpy as np
 import pytest
 import torch
+from mpi_launch import NEEDS_MPI, mpiexec
 
 import pdadmm
 from pdadmm.admm.settings import default_stages
-from pdadmm.parallel.ledger import PAYLOAD_KINDS
 
 HERE = Path(__file__).parent
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
 RANKS = (1, 2, 3, 10)
 
-pytestmark = [
-    pytest.mark.skipif(not MPIEXEC.exists(), reason=f"no mpiexec beside {sys.executable}: pip install mpich"),
-    pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="mpi4py is not installed"),
-]
-
-
-def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run python under mpiexec; the whole job is killed after ``timeout`` seconds."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
-        "PYTHONPATH": str(Path(pdadmm.__file__).parents[1]),
-    }
-    command = [str(MPIEXEC), "-n", str(ranks), sys.executable, *map(str, arguments)]
-    job = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    try:
-        out, err = job.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        out, err = job.communicate()
-        pytest.fail(f"{' '.join(command)} hung for {timeout} s\n{out}\n{err}")
-    return subprocess.CompletedProcess(command, job.returncode, out, err)
+pytestmark = NEEDS_MPI
 
 
 # Same bits
@@ -131,7 +102,7 @@ def test_ledger_of_p_and_q_is_what_the_algorithm_sends(launched, ranks, name):
     itemsize = 8 if parameters.get("dtype") == "float64" else 4
     message = 72 * parameters["hidden"] * itemsize
     boundaries = [min(ranks, row["layers"]) - 1 for row in rows]
-    for kind in PAYLOAD_KINDS:
+    for kind in ("p", "q"):
         assert result.total("sent", kind) == result.total("received", kind) == message * sum(boundaries)
         assert result.total("messages", kind) == sum(boundaries)
     so_far = np.cumsum(boundaries) * 2 * message
@@ -194,6 +165,9 @@ def commands(tmp_path_factory):
         "solver": [*train, "--solver", "koala"],
         "folder": [*train, "--summary", str(folder / "nowhere" / "out.json")],
         "patience": [*train, "--split", "fraction:60/0/40", "--patience", "2"],
+        "adam": [*train, "--solver", "adam", "--layers", "1", "--summary", str(folder / "adam.json")],
+        "adam-divergence": [*train, "--solver", "adam", "--learning-rate", "1e20"],
+        "adam-nu": [*train, "--solver", "adam", "--nu", "1"],
         "divergence": [
             "train",
             "--dataset",
@@ -221,6 +195,13 @@ def test_a_command_line_trains_on_all_ranks(commands):
     assert (folder / "good.safetensors").exists()
 
 
+def test_backpropagation_takes_more_ranks_than_layers(commands):
+    folder, told = commands
+    assert [rank["adam"]["status"] for rank in told] == [0, 0], told[0]["adam"]["err"]
+    summary = json.loads((folder / "adam.json").read_text())
+    assert (summary["layers"], summary["ranks"]) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -228,11 +209,12 @@ def test_a_command_line_trains_on_all_ranks(commands):
         ("nan", ["nan.npz"]), ("keys", ["keys.npz"]), ("flag", ["--koala"]), ("number", ["nu = -1"]),
         ("stages", ["stages = 2,3"]), ("split", ["split = koala"]), ("solver", ["solver = koala"]),
         ("folder", ["summary", "nowhere"]), ("patience", ["patience = 2"]), ("divergence", ["layer", "nu"]),
+        ("adam-divergence", ["layers", "learning_rate"]), ("adam-nu", ["--nu"]),
     ],
 )  # fmt: skip
 def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):
     _, told = commands
-    assert [rank[name]["status"] for rank in told] == [1 if name == "divergence" else 2] * 2
+    assert [rank[name]["status"] for rank in told] == [1 if "divergence" in name else 2] * 2
     said = "".join(rank[name]["err"] for rank in told)
     assert said.count("pdadmm: ") == 1
     assert len(said.strip().splitlines()) == 1

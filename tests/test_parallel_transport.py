@@ -58,15 +58,15 @@ class Ranks(LocalTransport):
 
 def test_ledger_counts_by_kind():
     ledger = Ledger()
-    for kind, size in (("p", 10), ("q", 20), ("p", 30), ("init", 5), ("control", 7)):
+    for kind, size in (("p", 10), ("q", 20), ("p", 30), ("gradients", 40), ("init", 5), ("control", 7)):
         ledger.record_sent(kind, size)
     ledger.record_received("q", 99)
-    assert ledger.sent == {"p": 40, "q": 20, "init": 5, "control": 7}
+    assert ledger.sent == {"p": 40, "q": 20, "gradients": 40, "init": 5, "control": 7}
     assert ledger.messages["p"] == 2
     assert ledger.received == {"q": 99}
-    assert ledger.bytes_sent == 60
+    assert ledger.bytes_sent == 100
     assert ledger.bytes_other == 12
-    assert PAYLOAD_KINDS == ("p", "q")
+    assert PAYLOAD_KINDS == ("p", "q", "gradients")
 
 
 def test_a_new_ledger_is_empty():

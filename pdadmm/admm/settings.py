@@ -12,7 +12,18 @@ from pdadmm.admm.losses import LOSSES
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
-from pdadmm.parameters import instance_of, non_negative, one_of, optional, param, positive, stage_list, validate, whole
+from pdadmm.parameters import (
+    check_stages,
+    instance_of,
+    non_negative,
+    one_of,
+    optional,
+    param,
+    positive,
+    stage_list,
+    validate,
+    whole,
+)
 
 __all__ = ["ADMMSettings", "default_stages"]
 
@@ -80,10 +91,8 @@ class ADMMSettings:
         stages, layers = values["stages"], values["layers"]
         if stages is None:
             values["stages"] = default_stages(layers)
-        elif stages[-1] != layers:
-            raise InputError("stages", ",".join(map(str, stages)), f"a list that ends at layers = {layers}")
-        elif stages[0] < 2 <= layers:
-            raise InputError("stages", ",".join(map(str, stages)), "a list that starts at 2 or more layers")
+        else:
+            check_stages(stages, layers)
         return check_tol(type(self)(**values))
 
 

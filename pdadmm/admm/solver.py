@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,40 +22,13 @@ from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.transport import Transport
+from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_patience_is_up
 
-__all__ = ["ADMMSolver", "Clock"]
+__all__ = ["ADMMSolver"]
 
 log = logging.getLogger("pdadmm")
 
 FIRST_SCALE = 1.0  # deviation of z_1 at the start
-
-
-class Clock:
-    """Counts the seconds of training alone: it runs only between ``start`` and ``stop``."""
-
-    def __init__(self) -> None:
-        self.seconds, self._since = 0.0, 0.0
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self._since
-
-
-@dataclass
-class Best:
-    """The best iteration of a stage by validation accuracy, ties by validation loss; the last without both."""
-
-    row: dict[str, Any] = field(default_factory=dict)
-    weights: list[Any] = field(default_factory=list)
-
-    def improved_by(self, row: dict[str, Any]) -> bool:
-        """Whether an evaluated iteration is better than the best so far."""
-        if not self.row or "val_accuracy" not in row:
-            return True
-        key = row["val_accuracy"], -row["val_loss"]
-        return key > (self.row["val_accuracy"], -self.row["val_loss"])
 
 
 class ADMMSolver:
@@ -132,7 +102,7 @@ class ADMMSolver:
         self._keep(network, best.weights)
         self.clock.stop()
         message_bytes = sum(self.transport.allgather(network.message_bytes()))
-        self.stages.append(self._stage_summary(depth, iteration, message_bytes, start, best.row))
+        self.stages.append(stage_summary(depth, iteration, message_bytes, start, best.row))
 
     def widths(self, depth: int) -> list[int]:
         """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
@@ -244,48 +214,15 @@ class ADMMSolver:
 
     def _stops(self, number: int, row: dict[str, Any], best: Best) -> bool:
         """Whether a stopping rule ends this stage after ``row``."""
-        s = self.settings
-        # each stage gets its share of the time, so that the network reaches its full depth
-        if s.max_seconds is not None and row["seconds"] >= s.max_seconds * (number + 1) / len(s.stages):
+        tol = self.settings.tol
+        if tol and row["q_squared"] > 0 and row["residual_link"] <= (tol**2) * row["q_squared"]:
             return True
-        if s.tol and row["q_squared"] > 0 and row["residual_link"] <= (s.tol**2) * row["q_squared"]:
-            return True
-        return s.patience is not None and row["iteration"] - best.row.get("iteration", math.inf) >= s.patience
+        return time_or_patience_is_up(self.settings, number, row, best)
 
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
-        last, s = self.stages[-1], self.settings
-        own = [row["seconds"] for row in self.history if row["stage"] == len(self.stages) - 1]
-        start = next((row["seconds"] for row in reversed(self.history) if row["layers"] < s.layers), 0.0)
-        steps = [later - earlier for earlier, later in zip([start, *own], own)]
-        return {
-            "layers": s.layers,
-            "hidden": s.hidden,
-            "seed": s.seed,
-            "dtype": s.dtype,
-            "iterations": len(self.history),
-            "stages": self.stages,
-            **{name: last[name] for name in ("test_accuracy", "val_accuracy", "train_accuracy")},
-            "bytes_per_iteration": last["bytes_per_iteration"],
-            "seconds_training": max(self.transport.allgather(self.clock.seconds)),
-            "seconds_per_iteration": statistics.median(steps[1:] or steps),
-            "first_layer": self.transport.bcast(self.first.name if self.first else None),
-        }
-
-    @staticmethod
-    def _stage_summary(
-        depth: int, iterations: int, message_bytes: int, start: dict[str, float], row: dict[str, Any]
-    ) -> dict[str, Any]:
-        summary = {
-            "layers": depth,
-            "iterations": iterations,
-            "best_iteration": row["iteration"],
-            "bytes_per_iteration": message_bytes,
-        }
-        for name in ("val_accuracy", "test_accuracy", "train_accuracy"):
-            summary[name] = row.get(name)
-            summary[f"start_{name}"] = start.get(name)
-        return summary
+        summary = run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
+        return summary | {"first_layer": self.transport.bcast(self.first.name if self.first else None)}
 
 
 def combine(terms: list[Terms], penalties: Penalties) -> dict[str, float]:

@@ -60,7 +60,7 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
 
     parser = Parser(
         prog="pdadmm train",
-        description="Train a network on a graph. Under mpirun the layers are spread over the ranks.",
+        description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks.",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -160,6 +160,6 @@ def _report(summary: dict[str, Any]) -> None:
         f" ({console.human_seconds(summary['seconds_per_iteration'])} an iteration of all layers)"
         f" on {summary['ranks']} rank{'s' if summary['ranks'] > 1 else ''}"
         f", augmentation {console.human_seconds(summary['seconds_augmentation'])}"
-        f", p and q messages {console.human_bytes(summary['bytes_sent'])}"
+        f", messages {console.human_bytes(summary['bytes_sent'])}"
     )
     print(f"test accuracy of the {summary['layers']}-layer network: {percent(summary['test_accuracy'])}")

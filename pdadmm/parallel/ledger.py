@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["PAYLOAD_KINDS", "Ledger"]
+__all__ = ["PAYLOAD_KINDS", "Ledger", "ring_bytes"]
 
 # The kinds an iteration of the algorithm sends; everything else counts as "other".
-PAYLOAD_KINDS = ("p", "q")
+PAYLOAD_KINDS = ("p", "q", "gradients")
 
 
 class Ledger:
-    """Counts bytes and messages by kind ("p", "q", "init", "evaluation", "migration", "control").
+    """Counts bytes and messages by kind ("p", "q", "gradients", "init", "evaluation", "migration",
+    "control").
 
     >>> ledger = Ledger()
     >>> ledger.record_sent("p", 400)
@@ -35,10 +36,21 @@ class Ledger:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of p and q messages that this rank sent."""
+        """Bytes of p and q messages and of gradients that this rank sent."""
         return sum(self.sent[kind] for kind in PAYLOAD_KINDS)
 
     @property
     def bytes_other(self) -> int:
         """Bytes that this rank sent for anything else: start-up, evaluation, migration, control."""
         return sum(n for kind, n in self.sent.items() if kind not in PAYLOAD_KINDS)
+
+
+def ring_bytes(nbytes: int, ranks: int) -> int:
+    """Return what one rank sends when ``nbytes`` bytes are summed over ``ranks`` ranks in a ring.
+
+    2 n (R - 1) / R: n (R - 1) / R while sums travel round the ring, as much while they are handed out.
+
+    >>> ring_bytes(1000, 1), ring_bytes(1000, 2), ring_bytes(1000, 4)
+    (0, 1000, 1500)
+    """
+    return 2 * nbytes * (ranks - 1) // ranks

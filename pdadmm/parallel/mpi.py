@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pdadmm.errors import InputError
-from pdadmm.parallel.ledger import Ledger
+from pdadmm.parallel.ledger import Ledger, ring_bytes
 
 __all__ = ["MPITransport"]
 
@@ -151,6 +151,16 @@ class MPITransport:
         parts = self.comm.allgather(packed)
         self._record_parts(kind, parts)
         return [self.mpi.pickle.loads(part) for part in parts]
+
+    def sum_(self, array: Tensor, kind: str) -> Tensor:
+        if self.size == 1:
+            return array
+        view = self._view(array)
+        self.comm.Allreduce(self.mpi.IN_PLACE, view, op=self.mpi.SUM)
+        nbytes = ring_bytes(view.nbytes, self.size)
+        self.ledger.record_sent(kind, nbytes)
+        self.ledger.record_received(kind, nbytes)
+        return array
 
     def _record_parts(self, kind: str, parts: list[bytes]) -> None:
         for rank, part in enumerate(parts):

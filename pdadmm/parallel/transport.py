@@ -51,6 +51,13 @@ class Transport(Protocol):
     def allgather(self, value: Any, kind: str = "control") -> list[Any]:
         """Return the values of all ranks, in rank order, on every rank."""
 
+    def sum_(self, array: Tensor, kind: str) -> Tensor:
+        """Put the sum over all ranks into ``array`` (contiguous, the same shape on each) and return it.
+
+        The ledger counts 2 n (R - 1) / R bytes sent, and as many received, of an array of n bytes on R ranks:
+        what a ring moves (reduce-scatter, then allgather), the least that a sum of long arrays can do with.
+        """
+
     def barrier(self) -> None:
         """Return once every rank has called it."""
 
@@ -91,6 +98,9 @@ class LocalTransport:
 
     def allgather(self, value: Any, kind: str = "control") -> Sequence[Any]:
         return [value]
+
+    def sum_(self, array: Tensor, kind: str) -> Tensor:
+        return array
 
     def barrier(self) -> None:
         return None

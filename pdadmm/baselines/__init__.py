@@ -1,0 +1,1 @@
+"""Solvers to compare pdADMM-G with: the same network, other ways to train it."""

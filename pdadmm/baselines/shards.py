@@ -1,0 +1,89 @@
+"""Data parallelism: which nodes a rank holds, and what all ranks together know about the network's answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.problem import Problem
+from pdadmm.parallel.transport import Transport
+
+__all__ = ["Shard", "deal", "run_of"]
+
+
+def run_of(count: int, rank: int, ranks: int) -> range:
+    """Return the contiguous run of ``count`` rows that ``rank`` holds; runs differ by one row at most.
+
+    >>> [list(run_of(5, rank, 2)) for rank in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+@dataclass
+class Shard:
+    """One rank's rows: a run of the training nodes, and a run of the validation and test nodes, maybe empty.
+
+    ``rows`` and ``others`` are their numbers in the Problem; X, X_others their features, y the labels of ``rows``.
+    """
+
+    problem: Problem
+    rows: range
+    others: range
+    X: Tensor
+    X_others: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        return self.problem.y[self.rows.start : self.rows.stop]
+
+    def tally(self, forward: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return this rank's hits in each part, its sum of validation losses, and how many rows are not finite."""
+        logits = torch.cat([forward(self.X), forward(self.X_others)])
+        numbers = torch.cat([torch.arange(run.start, run.stop) for run in (self.rows, self.others)])
+        y = self.problem.y[numbers]
+        hits = logits.argmax(1) == y
+        found = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
+        for part, run in self.problem.parts.items():
+            own = (numbers >= run.start) & (numbers < run.stop)
+            found[part] = int(hits[own].sum())
+            if part == "val":
+                loss = torch.nn.functional.cross_entropy(logits[own].double(), y[own], reduction="sum")
+                found["val_loss"] = float(loss)
+        return found
+
+    def scores(self, tallies: list[dict[str, float]]) -> dict[str, float]:
+        """Return the accuracies and the mean validation loss of Problem.scores from all ranks' tallies."""
+        result = {}
+        counts = {part: run.stop - run.start for part, run in self.problem.parts.items()}
+        for part, count in counts.items():
+            if count:
+                result[f"{part}_accuracy"] = sum(tally[part] for tally in tallies) / count
+        if counts["val"]:
+            result["val_loss"] = math.fsum(tally["val_loss"] for tally in tallies) / counts["val"]
+        return result
+
+
+def deal(problem: Problem, dtype: torch.dtype, transport: Transport) -> Shard:
+    """Send each rank its rows of X, which rank 0 alone has (message kind "migration"); collective."""
+    V, N = problem.nodes, len(problem.y)
+
+    def runs(rank: int) -> tuple[range, range]:
+        others = run_of(N - V, rank, transport.size)
+        return run_of(V, rank, transport.size), range(V + others.start, V + others.stop)
+
+    if transport.rank == 0:
+        for peer in range(1, transport.size):
+            for run in runs(peer):
+                transport.send(problem.X[run.start : run.stop], peer, "migration")
+        own = [problem.X[run.start : run.stop] for run in runs(0)]
+    else:
+        own = [
+            transport.receive(torch.empty(len(run), problem.inputs, dtype=dtype), 0, "migration")
+            for run in runs(transport.rank)
+        ]
+    return Shard(problem, *runs(transport.rank), *own)

@@ -1,0 +1,90 @@
+"""What every solver's driver counts and reports: seconds of training, the best iteration, stages, the summary."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pdadmm.history import History
+from pdadmm.parallel.transport import Transport
+
+__all__ = ["Best", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
+
+
+class Clock:
+    """Counts the seconds of training alone: it runs only between ``start`` and ``stop``."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+@dataclass
+class Best:
+    """The best iteration of a stage by validation accuracy, ties by validation loss; the last without both."""
+
+    row: dict[str, Any] = field(default_factory=dict)
+    weights: list[Any] = field(default_factory=list)
+
+    def improved_by(self, row: dict[str, Any]) -> bool:
+        """Whether an evaluated iteration is better than the best so far."""
+        if not self.row or "val_accuracy" not in row:
+            return True
+        key = row["val_accuracy"], -row["val_loss"]
+        return key > (self.row["val_accuracy"], -self.row["val_loss"])
+
+
+def time_or_patience_is_up(settings: Any, number: int, row: dict[str, Any], best: Best) -> bool:
+    """Whether ``max_seconds`` or ``patience`` ends stage ``number`` after ``row``."""
+    # each stage gets its share of the time, so that the network reaches its full depth
+    share = (number + 1) / len(settings.stages)
+    if settings.max_seconds is not None and row["seconds"] >= settings.max_seconds * share:
+        return True
+    since = row["iteration"] - best.row.get("iteration", math.inf)
+    return settings.patience is not None and since >= settings.patience
+
+
+def stage_summary(
+    depth: int, iterations: int, message_bytes: int, start: dict[str, float], row: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a stage reports: ``start`` are the scores as it began, ``row`` its best iteration."""
+    summary = {
+        "layers": depth,
+        "iterations": iterations,
+        "best_iteration": row["iteration"],
+        "bytes_per_iteration": message_bytes,
+    }
+    for name in ("val_accuracy", "test_accuracy", "train_accuracy"):
+        summary[name] = row.get(name)
+        summary[f"start_{name}"] = start.get(name)
+    return summary
+
+
+def run_summary(
+    settings: Any, history: History, stages: list[dict[str, Any]], clock: Clock, transport: Transport
+) -> dict[str, Any]:
+    """Return what a finished run reports about itself, collectively; accuracies are the full-depth network's."""
+    last = stages[-1]
+    own = [row["seconds"] for row in history if row["stage"] == len(stages) - 1]
+    start = next((row["seconds"] for row in reversed(history) if row["layers"] < settings.layers), 0.0)
+    steps = [later - earlier for earlier, later in zip([start, *own], own)]
+    return {
+        "layers": settings.layers,
+        "hidden": settings.hidden,
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+        "iterations": len(history),
+        "stages": stages,
+        **{name: last[name] for name in ("test_accuracy", "val_accuracy", "train_accuracy")},
+        "bytes_per_iteration": last["bytes_per_iteration"],
+        "seconds_training": max(transport.allgather(clock.seconds)),
+        "seconds_per_iteration": statistics.median(steps[1:] or steps),
+    }
