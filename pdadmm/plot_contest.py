@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_contest"]
 
 QUANTITIES = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
-BYTES = "messages in MB, a rank for each layer"
+BYTES = "messages in MB"
 Run = Mapping[str, Any]
 
 
@@ -157,9 +157,8 @@ def _mark_targets(panel: Axes, targets: Sequence[float]) -> None:
     for target in targets:
         panel.axhline(target, color=GREY, linewidth=0.8, linestyle=(0, (5, 4)), zorder=0.9)
         panel.annotate(
-            f"{target:.4g}", (1.0, target), (-2, 2), ("axes fraction", "data"), "offset points",
-            ha="right", va="bottom", fontsize=8, color=GREY, annotation_clip=True, zorder=5,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+            f"{target:.4g}", (1.0, target), (3, 0), ("axes fraction", "data"), "offset points",
+            ha="left", va="center", fontsize=8, color=GREY, annotation_clip=True,
         )  # fmt: skip
 
 
