@@ -22,7 +22,7 @@ from pdadmm.errors import DivergenceError, InputError
 from pdadmm.parallel.launch import launched_size
 from pdadmm.parameters import parameters
 from pdadmm.solvers import solver_class
-from pdadmm.standings import standings
+from pdadmm.standings import BACKPROP, standings
 from pdadmm.tuning import best_trial, tune
 
 __all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "Contest", "compare", "read_summary"]
@@ -222,11 +222,16 @@ def _tune(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
-    estimator = solver_class(job["solver"])(**job["fixed"]).fit(load_with_split(*job["data"]))
+    graph = load_with_split(*job["data"])
+    estimator = solver_class(job["solver"])(**job["fixed"]).fit(graph)
     summary = estimator.summary_
     peak = peak_bytes() or summary["peak_rss_bytes"]
+    rates = [stage.get("bytes_per_iteration") for stage in estimator.stages_]
+    if job["solver"] in BACKPROP:  # what is told is of one rank, which sends nothing
+        depths = [stage["layers"] for stage in estimator.stages_]
+        rates = gradient_bytes(estimator.checked(), estimator.model_.widths, depths, len(graph.splits["train"]))
     names = ("test_accuracy", "val_accuracy", "train_accuracy", "seconds_training", "iterations", "threads")
-    history = compact_history(estimator.history_, estimator.stages_)
+    history = compact_history(estimator.history_, rates)
     return {
         **{name: summary[name] for name in names},
         "bytes": history["bytes"][-1] if "bytes" in history else None,
@@ -247,13 +252,29 @@ def peak_bytes() -> int | None:
         return None
 
 
-def compact_history(history: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+def gradient_bytes(settings: Any, widths: Sequence[int], depths: Sequence[int], nodes: int) -> list[int]:
+    """Return, for each stage's depth, the bytes of gradients that backpropagation sends in an iteration on L ranks.
+
+    Nodes are spread over R = L ranks, as many as pdADMM-G has with a rank for each layer; a ring sums the n bytes
+    of a step's gradients, so that all ranks together send 2 n (R - 1). ``widths`` are [n_0, .., n_L].
+    """
+    item = {"float32": 4, "float64": 8}[settings.dtype]
+    steps = math.ceil(nodes / (settings.batch_size or nodes))
+    rates = []
+    for depth in depths:
+        own = [widths[0], *[settings.hidden] * (depth - 1), widths[-1]]
+        numbers = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(own))
+        rates.append(2 * (settings.layers - 1) * numbers * item * steps)
+    return rates
+
+
+def compact_history(history: Sequence[Mapping[str, Any]], rates: Sequence[int | None]) -> dict[str, list]:
     """Return the COLUMNS that a history has, each a list.
 
-    ``bytes`` are those that the iterations would send with a rank for each layer, as one process sends none.
+    ``bytes`` are those that the iterations would send on as many ranks as layers, as one process sends none:
+    ``rates`` an iteration for each stage, None where a solver does not tell.
     """
     columns = {name: [_short(name, row.get(name)) for row in history] for name in COLUMNS}
-    rates = [stage.get("bytes_per_iteration") for stage in stages]
     columns["bytes"] = [None]
     if None not in rates:
         columns["bytes"] = list(itertools.accumulate(rates[row["stage"]] for row in history))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from pdadmm import InputError, contest, standings
-from pdadmm.contest import COMMON, Contest, compact_history, compare, read_summary
+from pdadmm.contest import COMMON, Contest, compact_history, compare, gradient_bytes, read_summary
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.standings import default_targets, figures, seconds_to, table
@@ -107,13 +108,24 @@ def test_the_table():
 def test_a_compact_history_has_the_bytes_of_a_rank_for_each_layer():
     rows = [{"iteration": k, "stage": k > 2, "layers": 2, "bytes": 0, "seconds": k / 3} for k in (1, 2, 3)]
     rows[1] |= {"val_accuracy": 1 / 3, "objective": math.inf}
-    found = compact_history(rows, [{"bytes_per_iteration": 10}, {"bytes_per_iteration": 100}])
+    found = compact_history(rows, [10, 100])
     assert found["bytes"] == [10, 20, 120]
     assert found["seconds"] == [0.333333, 0.666667, 1.0]
     assert found["val_accuracy"] == [None, 1 / 3, None]
     assert "objective" not in found
     assert "test_accuracy" not in found
-    assert "bytes" not in compact_history(rows, [{}, {}])
+    assert "bytes" not in compact_history(rows, [None, None])
+
+
+def test_bytes_of_gradients_by_hand():
+    """4 layers of 3, 5 inputs, 2 classes: a ring of 4 ranks sends 2 * 3 times the gradients of every step."""
+    settings = SimpleNamespace(dtype="float32", batch_size=None, hidden=3, layers=4)
+    two, four = 6 * 3 + 4 * 2, 6 * 3 + 2 * (4 * 3) + 4 * 2
+    assert gradient_bytes(settings, [5, 3, 3, 3, 2], [2, 4], 10) == [2 * 3 * two * 4, 2 * 3 * four * 4]
+    settings.batch_size, settings.dtype = 4, "float64"  # three steps
+    assert gradient_bytes(settings, [5, 3, 3, 3, 2], [4], 10) == [2 * 3 * four * 8 * 3]
+    settings.layers = 1
+    assert gradient_bytes(settings, [5, 2], [1], 10) == [0]
 
 
 # Seeds
