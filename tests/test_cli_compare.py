@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_mpi import MPIEXEC, mpiexec
 
 from pdadmm import Graph, contest, csbm
 from pdadmm.cli import main
@@ -245,30 +241,3 @@ def test_bad_input_of_plot(refused, finished, png, tmp_path):
     (tmp_path / "empty.json").write_text('{"contest": {}, "commands": [], "targets": [], "rows": []}')
     refused("plot", tmp_path / "empty.json", "-o", png, words=["empty", "finished runs"])
     assert not png.exists()
-
-
-# mpirun
-
-
-@pytest.mark.skipif(not MPIEXEC.exists(), reason=f"no mpiexec beside {sys.executable}: pip install mpich")
-@pytest.mark.skipif(importlib.util.find_spec("mpi4py") is None, reason="mpi4py is not installed")
-def test_under_mpirun(run, tmp_path):
-    """tune spreads its layers and finds the same; compare ends all ranks with one sentence."""
-    tune = [*TUNE, "--budget", "2"]
-    commands = {
-        "tune": [*tune, "--summary", str(tmp_path / "two.json")],
-        "compare": [*COMPARE, "--summary", str(tmp_path / "c.json")],
-    }
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
-    script = Path(__file__).with_name("mpi_cli.py")
-    done = mpiexec(2, script, tmp_path, tmp_path / "commands.json", timeout=120)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads((tmp_path / f"cli.{rank}.json").read_text()) for rank in range(2)]
-    assert [rank["tune"]["status"] for rank in told] == [0, 0], told[0]["tune"]["err"]
-    assert told[1]["tune"]["out"] == ""
-    assert run(*tune, "--summary", tmp_path / "one.json")[0] == 0
-    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
-    assert one["best"] == two["best"]
-    assert [rank["compare"]["status"] for rank in told] == [2, 2]
-    assert told[1]["compare"]["err"] == ""
-    assert "ranks = 2: must be 1 for compare" in told[0]["compare"]["err"]
