@@ -52,7 +52,7 @@ def plot_convergence(
     >>> figure = plot_convergence({"cora": solver.history_}, "cora.png")  # doctest: +SKIP
     """
     runs = _checked(histories, x)
-    matplotlib, figure_class = _matplotlib()
+    matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(FONT):
         figure = figure_class(figsize=(12.0, 4.0), layout="constrained")
         panels = figure.subplots(1, 3)
@@ -63,7 +63,7 @@ def plot_convergence(
         if len(runs) > 1:
             _name_the_runs(figure, runs)
         if path is not None:
-            _save(figure, Path(path))
+            save_figure(figure, Path(path))
     return figure
 
 
@@ -85,7 +85,8 @@ def _checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str,
     return runs
 
 
-def _matplotlib() -> tuple[Any, type]:
+def load_matplotlib() -> tuple[Any, type]:
+    """Return matplotlib and its Figure; InputError where it is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -176,7 +177,8 @@ def _name_the_runs(figure: Figure, runs: Mapping[str, Any]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(runs), 6), frameon=False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; InputError where it cannot be written."""
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: an ending matplotlib does not know

@@ -19,6 +19,7 @@ from pdadmm.estimator import GraphClassifier
 from pdadmm.parallel import ledger
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class
+from pdadmm.tuning import SPACES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -59,11 +60,24 @@ def flags_of_train(capsys) -> set[str]:
     return {flag for name in SOLVERS for flag in FLAG.findall(help_of(capsys, "train", "--solver", name))}
 
 
+def flags_section(command: str) -> str:
+    """The part of docs/cli.md about one command's flags."""
+    section = read("docs/cli.md").partition(f"\n## Flags of `pdadmm {command}`\n")[2].partition("\n## ")[0]
+    assert section, f"docs/cli.md says nothing of the flags of {command}"
+    return section
+
+
+def documented_flags(command: str) -> dict[str, str]:
+    """Flag -> default, from the tables of docs/cli.md."""
+    rows = re.findall(r"^\| `(--[a-z-]+)[^`|]*`.*? \| (.*?) \|", flags_section(command), re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a flag stands in two tables"
+    return dict(rows)
+
+
 def flag_rows(solver: str) -> dict[str, list[str]]:
     """Flag -> cells of its row in docs/cli.md, from the tables for every solver and those that name this one."""
-    text = read("docs/cli.md").partition("## Flags of `pdadmm train`")[2].partition("\n## ")[0]
     found = {}
-    for section in text.split("\n### ")[1:]:
+    for section in flags_section("train").split("\n### ")[1:]:
         heading, _, body = section.partition("\n")
         named = re.findall(r"--solver ([\w-]+)", heading)
         assert set(named) <= set(SOLVERS), heading
@@ -152,9 +166,31 @@ def test_the_tables_reader_reads():
     assert flag_rows("pdadmm-g")["--iterations"][0] != flag_rows("adam")["--iterations"][0]
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "datasets")])
+def test_the_flags_of_other_commands_are_documented(command, capsys):
+    """Each is named in its section, those that tune shares with train by name of that; defaults are the program's."""
+    text = help_of(capsys, command)
+    shared = flags_of_train(capsys) if command == "tune" else set()
+    listed = "\n".join(re.findall(r"^  -.*$", text, re.MULTILINE))
+    named, flags = set(FLAG.findall(flags_section(command))), set(FLAG.findall(listed)) - {"--help"}
+    assert flags - shared <= named <= flags | flags_of_train(capsys)
+    tabled = documented_flags(command)
+    assert set(tabled) <= flags
+    for flag, default in tabled.items():
+        if default not in ("required", "off", "not written"):
+            own = re.search(rf"(?<= ){flag} .*?(?=\n  -|\n\n|\Z)", text, re.DOTALL).group()
+            assert f"(default: {default}" in " ".join(own.split()), flag
+
+
+def test_the_search_spaces_in_the_docs_are_the_programs():
+    rows = re.findall(r"^\| (\S+) \| `(\w+)` \| (.*) \|$", read("docs/contest.md"), re.MULTILINE)
+    assert rows == [(name, key, str(spread)) for name, space in SPACES.items() for key, spread in space.items()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_the_text_exists(page, capsys):
     known = flags_of_train(capsys) | {"--version"}
+    known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
     known |= {flag for path in (ROOT / "examples").glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
     assert set(FLAG.findall(page.read_text("utf-8"))) <= known
 
@@ -163,7 +199,7 @@ def test_every_flag_in_the_text_exists(page, capsys):
 def test_every_command_in_the_text_parses(page, capsys):
     """Every flag of a command line that is shown is a flag of that command."""
     text = page.read_text("utf-8").replace("\\\n", " ")
-    for line in re.findall(r"^ +.*?(?<=\s|/)(?:python -m )?(pdadmm (?:train|datasets).*)$", text, re.MULTILINE):
+    for line in re.findall(rf"^ +.*?(?<=\s|/)(?:python -m )?(pdadmm (?:{'|'.join(COMMANDS)}).*)$", text, re.MULTILINE):
         arguments = shlex.split(line.partition("#")[0])[1:]
         known = set(FLAG.findall(help_of(capsys, *arguments[:1]))) | flags_of_train(capsys)
         assert {word for word in arguments if word.startswith("--")} <= known, line

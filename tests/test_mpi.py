@@ -13,6 +13,7 @@ from mpi_launch import NEEDS_MPI, mpiexec
 
 import pdadmm
 from pdadmm.admm.settings import default_stages
+from pdadmm.cli import main
 
 HERE = Path(__file__).parent
 RANKS = (1, 2, 3, 10)
@@ -166,7 +167,10 @@ def commands(tmp_path_factory):
         "folder": [*train, "--summary", str(folder / "nowhere" / "out.json")],
         "patience": [*train, "--split", "fraction:60/0/40", "--patience", "2"],
         "adam": [*train, "--solver", "adam", "--layers", "1", "--summary", str(folder / "adam.json")],
-        "adam-divergence": [*train, "--solver", "adam", "--learning-rate", "1e20"],
+        "adam-divergence": [
+            *("train", "--dataset", str(folder / "huge.npz"), *train[3:], "--solver", "adam"),
+            *("--scaling", "none", "--split", "random:5"),
+        ],
         "adam-nu": [*train, "--solver", "adam", "--nu", "1"],
         "divergence": [
             "train",
@@ -220,6 +224,29 @@ def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):
     assert len(said.strip().splitlines()) == 1
     assert all(word in said for word in words), said
     assert "Traceback" not in said
+
+
+def test_tune_spreads_its_layers_and_compare_refuses(tmp_path):
+    """tune finds on two ranks what it finds on one; compare ends all ranks with one sentence."""
+    data = ["--dataset", "csbm:120", "--layers", "2", "--hidden", "6", "--hops", "1"]
+    tune = ["tune", *data, "--iterations", "3", "--budget", "2", "--quiet", "--summary"]
+    commands = {
+        "tune": [*tune, str(tmp_path / "two.json")],
+        "compare": ["compare", *data, "--summary", str(tmp_path / "contest.json")],
+    }
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    done = mpiexec(2, HERE / "mpi_cli.py", tmp_path, tmp_path / "commands.json", timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads((tmp_path / f"cli.{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["tune"]["status"] for rank in told] == [0, 0], told[0]["tune"]["err"]
+    assert told[1]["tune"]["out"] == ""
+    assert main([*tune, str(tmp_path / "one.json")]) == 0
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one["best"] == two["best"]
+    assert [rank["compare"]["status"] for rank in told] == [2, 2]
+    assert told[1]["compare"]["err"] == ""
+    assert "ranks = 2: must be 1 for compare" in told[0]["compare"]["err"]
+    assert not (tmp_path / "contest.json").exists()
 
 
 def test_more_ranks_than_layers_ends_the_job_with_status_2():

@@ -27,6 +27,9 @@ COMMANDS = {
     row.name: row
     for row in (
         Command("train", "pdadmm.cli.train", "train a network on a graph and report its accuracy"),
+        Command("tune", "pdadmm.cli.tune", "search a solver's settings by validation accuracy"),
+        Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
+        Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
     )
 }

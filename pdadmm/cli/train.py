@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from pdadmm import console
-from pdadmm.data import Graph, load_dataset, make_splits
+from pdadmm.cli.common import (
+    add_data_flags,
+    add_parameter_flags,
+    add_solver_flag,
+    check_writable,
+    flags,
+    read_graph,
+    solver_name,
+)
+from pdadmm.data import Graph
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import parameters
-from pdadmm.solvers import SOLVERS, solver_class
+from pdadmm.solvers import solver_class
 
 __all__ = ["run"]
 
@@ -23,16 +30,10 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def run(arguments: list[str]) -> int:
     """Train; collective over the ranks of mpirun."""
-    from pdadmm.cli import Parser
-
-    first = Parser(prog="pdadmm train", add_help=False)
-    first.add_argument("--solver")
-    first.add_argument("--bits")
-    early = first.parse_known_args(arguments)[0]
-    name = early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
+    name = solver_name("train", arguments)
     solver = solver_class(name)
     given = _parser(solver, name).parse_args(arguments)
-    estimator = solver(**{field.name: getattr(given, field.name) for field in _flags(solver)})
+    estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
     if given.log_level not in LEVELS:
         raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
     console.start_logging("warning" if given.quiet else given.log_level, launched_rank())
@@ -50,10 +51,6 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _flags(solver: type) -> list[dataclasses.Field]:
-    return [field for field in parameters(solver) if field.metadata["check"].flag]
-
-
 def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     """Return the parser of ``train``; a solver's own flags come from its hyper-parameters."""
     from pdadmm.cli import Parser
@@ -62,30 +59,9 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
         prog="pdadmm train",
         description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks.",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset", required=True, metavar="NAME", help="a name of `pdadmm datasets`, or a FILE.npz"
-    )
-    data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
-    data.add_argument(
-        "--split", metavar="SPLIT",
-        help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
-    )  # fmt: skip
-    data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
-    parser.add_argument(
-        "--solver", default=name, metavar="NAME",
-        help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g, with --bits pdadmm-g-q)",
-    )  # fmt: skip
-    own = parser.add_argument_group("solver")
-    for field in _flags(solver):
-        check = field.metadata["check"]
-        note = "" if field.default is None else f" (default: {field.default})"
-        allowed = f": {', '.join(check.choices)}" if check.choices else ""
-        own.add_argument(
-            "--" + field.name.lower().replace("_", "-"),
-            dest=field.name, default=field.default, metavar=check.metavar,
-            help=(field.metadata["help"] + allowed + note).replace("%", "%%"),
-        )  # fmt: skip
+    add_data_flags(parser)
+    add_solver_flag(parser, name)
+    add_parameter_flags(parser, flags(solver))
     out = parser.add_argument_group("results")
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
@@ -97,19 +73,9 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
 
 def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
     """Read the graph and its split; check early that the results can be written."""
-    if not given.split_seed.isascii() or not given.split_seed.isdigit():
-        raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
-    for name in ("summary", "history", "save"):
-        path = getattr(given, name)
-        if transport.rank == 0 and path and not Path(path).absolute().parent.is_dir():
-            raise InputError(name, path, "in a folder that exists", "make the folder first")
-    graph = load_dataset(given.dataset, given.data_dir)
-    if given.split is None:
-        if graph.splits is None:
-            remedy = "add --split random:20 or --split fraction:60/20/20"
-            raise InputError("split", "not given", f"given, as {graph.name} has none of its own", remedy)
-        return graph
-    return graph.with_splits(make_splits(graph, given.split, int(given.split_seed)))
+    if transport.rank == 0:
+        check_writable(given, "summary", "history", "save")
+    return read_graph(given)
 
 
 def _expected_iterations(estimator: Any) -> int:

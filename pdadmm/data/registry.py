@@ -11,10 +11,11 @@ from pathlib import Path
 from pdadmm.data.graph import Graph
 from pdadmm.data.npz import read_npz
 from pdadmm.data.planetoid import find_planetoid, read_planetoid
+from pdadmm.data.splits import make_splits
 from pdadmm.data.synthetic import csbm, digits
 from pdadmm.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "load_dataset", "load_with_split"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,25 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
     if row is None or (rest and row.builder is None):
         raise _unknown(text)
     return row.builder(rest) if row.builder else _load_file(row, data_dir)
+
+
+def load_with_split(
+    name_or_path: str | Path, data_dir: str | Path | None = None, split: str | None = None, seed: int = 0
+) -> Graph:
+    """Load a graph with the split that ``split`` asks for (see make_splits), None is its own.
+
+    Raises InputError where the graph or its split cannot be had.
+
+    >>> len(load_with_split("csbm:200", split="random:5").splits["train"])
+    50
+    """
+    graph = load_dataset(name_or_path, data_dir)
+    if split is not None:
+        return graph.with_splits(make_splits(graph, split, seed))
+    if graph.splits is None:
+        remedy = "add --split random:20 or --split fraction:60/20/20"
+        raise InputError("split", "not given", f"given, as {graph.name} has none of its own", remedy)
+    return graph
 
 
 def _load_file(row: Dataset, data_dir: str | Path | None) -> Graph:

@@ -1,0 +1,107 @@
+"""What the commands share: flags of data and solvers, reading the graph, places to write to."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from pdadmm.data import Graph, load_with_split
+from pdadmm.errors import InputError
+from pdadmm.parameters import Check, parameters
+from pdadmm.solvers import SOLVERS
+
+__all__ = [
+    "accepted",
+    "add_data_flags",
+    "add_parameter_flags",
+    "add_solver_flag",
+    "check_writable",
+    "flags",
+    "read_graph",
+    "solver_name",
+]
+
+
+def flags(solver: type) -> list[dataclasses.Field]:
+    """Return the hyper-parameters of a solver that have a flag."""
+    return [field for field in parameters(solver) if field.metadata["check"].flag]
+
+
+def solver_name(command: str, arguments: list[str]) -> str:
+    """Return the solver that the arguments name: its flags are known only then."""
+    from pdadmm.cli import Parser
+
+    first = Parser(prog=f"pdadmm {command}", add_help=False)
+    first.add_argument("--solver")
+    first.add_argument("--bits")
+    early = first.parse_known_args(arguments)[0]
+    return early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
+
+
+def add_solver_flag(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add --solver, whose default is ``name``."""
+    parser.add_argument(
+        "--solver", default=name, metavar="NAME",
+        help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g, with --bits pdadmm-g-q)",
+    )  # fmt: skip
+
+
+def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> None:
+    """Add what names a graph and its split."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", required=True, metavar="NAME", help="a name of `pdadmm datasets`, or a FILE.npz"
+    )
+    data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
+    data.add_argument(
+        "--split", metavar="SPLIT",
+        help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
+    )  # fmt: skip
+    if split_seed:
+        data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
+
+
+def add_parameter_flags(
+    parser: argparse.ArgumentParser, fields: list[dataclasses.Field], title: str = "solver", only_given: bool = False
+) -> None:
+    """Add a flag for each hyper-parameter; with ``only_given`` what is not given stays out of the result."""
+    own = parser.add_argument_group(title)
+    for field in fields:
+        check = field.metadata["check"]
+        note = "" if field.default is None else f" (default: {field.default})"
+        allowed = f": {', '.join(check.choices)}" if check.choices else ""
+        own.add_argument(
+            "--" + field.name.lower().replace("_", "-"),
+            dest=field.name, default=argparse.SUPPRESS if only_given else field.default, metavar=check.metavar,
+            help=(field.metadata["help"] + allowed + note).replace("%", "%%"),
+        )  # fmt: skip
+
+
+def accepted(name: str, value: Any, check: Check) -> Any:
+    """Return a value of the command line converted by ``check``; InputError where it is refused."""
+    try:
+        return check.accept(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise InputError(name, value, check.allowed) from None
+
+
+def check_writable(given: argparse.Namespace, *names: str) -> None:
+    """Raise InputError where a file that a flag names cannot be written, before the work that fills it."""
+    for name in names:
+        if not getattr(given, name):
+            continue
+        path = Path(getattr(given, name)).absolute()
+        if not path.parent.is_dir():
+            raise InputError(name, getattr(given, name), "in a folder that exists", "make the folder first")
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise InputError(name, getattr(given, name), "a file that can be written")
+
+
+def read_graph(given: argparse.Namespace) -> Graph:
+    """Read the graph with its split, as the data flags say."""
+    if not given.split_seed.isascii() or not given.split_seed.isdigit():
+        raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
+    return load_with_split(given.dataset, given.data_dir, given.split, int(given.split_seed))

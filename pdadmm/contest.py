@@ -1,0 +1,308 @@
+"""A contest between solvers: each is tuned with the same budget, then trains the same seeds (docs/contest.md)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pdadmm import __version__, console
+from pdadmm.data import load_dataset, load_with_split
+from pdadmm.errors import DivergenceError, InputError
+from pdadmm.parallel.launch import launched_size
+from pdadmm.parameters import parameters
+from pdadmm.solvers import solver_class
+from pdadmm.standings import BACKPROP, standings
+from pdadmm.tuning import best_trial, tune
+
+__all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "Contest", "compare", "read_summary"]
+
+log = logging.getLogger("pdadmm")
+
+# What is given once for all solvers, and never searched.
+COMMON = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype", "eval_every", "threads")
+COLUMNS = ("iteration", "layers", "seconds", "bytes", "objective", "residual_link", "val_accuracy", "test_accuracy")
+SPLIT_SEEDS = ("same", "fixed")
+FIXED_SPLIT_SEED = 0
+KILLED = "the process ended before it reported: it was killed, perhaps for want of memory"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is equal for all solvers: the data, the width, the seeds, the budget and ``common`` (of COMMON).
+
+    Seeds 0 .. ``seeds`` - 1 are reported; ``tune_seed`` is none of them. ``split_seeds`` "same" draws split k for
+    seed k, "fixed" one split for all; a split that is not drawn has no seed.
+    """
+
+    dataset: str
+    data_dir: str | None = None
+    split: str | None = None
+    split_seeds: str = "same"
+    hidden: int = 100
+    seeds: int = 5
+    budget: int = 10
+    tune_seed: int = 1000
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+    def split_seed(self, seed: int) -> int | None:
+        """Return the seed of the split that goes with a seed, None where the split is not drawn."""
+        if self.split is None or self.split in ("file", "public"):
+            return None
+        return seed if self.split_seeds == "same" else FIXED_SPLIT_SEED
+
+    def job(self, solver: str, layers: int, seed: int) -> dict[str, Any]:
+        """Return what a child process needs to know about a run, or about the runs of tuning."""
+        own = {row.name for row in parameters(solver_class(solver))}
+        fixed = {"layers": layers, "hidden": self.hidden, "seed": seed}
+        fixed |= {name: value for name, value in self.common.items() if name in own}
+        split_seed = self.split_seed(seed)
+        return {"solver": solver, "data": (self.dataset, self.data_dir, self.split, split_seed or 0), "fixed": fixed}
+
+    def configuration(self) -> dict[str, Any]:
+        """Return all that must be equal for rows of one summary: the graph's digest and the versions too."""
+        own = {name: getattr(self, name) for name in ("dataset", "split", "split_seeds", "hidden", "seeds")}
+        return own | {
+            "budget": self.budget,
+            "tune_seed": self.tune_seed,
+            "common": dict(self.common),
+            "threads": self.common.get("threads") or os.environ.get("OMP_NUM_THREADS"),
+            "graph": load_dataset(self.dataset, self.data_dir).fingerprint(),
+            "versions": _versions(),
+        }
+
+    def check(self, entries: Sequence[tuple[str, int]]) -> None:
+        """Raise InputError for whatever would end the contest later, before the first run."""
+        if launched_size() > 1:
+            remedy = "every run is a process of its own: start it without mpirun"
+            raise InputError("ranks", launched_size(), "1 for compare", remedy)
+        if self.tune_seed < self.seeds:
+            remedy = "tuning must not see a seed that is reported"
+            raise InputError("tune_seed", self.tune_seed, f"at least seeds = {self.seeds}", remedy)
+        for solver, layers in entries:
+            solver_class(solver)(**self.job(solver, layers, 0)["fixed"]).checked()
+        for seed in (0, self.tune_seed):
+            graph = load_with_split(self.dataset, self.data_dir, self.split, self.split_seed(seed) or 0)
+            if not len(graph.splits["val"]) or not len(graph.splits["test"]):
+                raise InputError("split", self.split or "its own", "one with validation and test nodes")
+
+
+def compare(
+    contest: Contest,
+    entries: Sequence[tuple[str, int]],
+    path: str | os.PathLike,
+    targets: Sequence[float] | None = None,
+    command: str = "",
+    watch: Callable[[dict[str, Any]], None] = lambda summary: None,
+) -> dict[str, Any]:
+    """Run a contest of (solver, layers) ``entries``, write it to ``path`` after each, and return its summary.
+
+    Rows that ``path`` already holds are kept. Every run is a child process (spawn: a script that calls this
+    needs ``if __name__ == "__main__"``). Raises InputError before the first run for whatever cannot be run,
+    and where ``path`` holds another contest. ``watch`` is called with the summary after each row.
+    """
+    contest.check(entries)
+    summary = _begin(contest, Path(path))
+    if command:
+        summary["commands"].append(command)
+    _finish(summary, targets, Path(path))
+    done = {(row["solver"], row["layers"]) for row in summary["rows"]}
+    for solver, layers in entries:
+        if (solver, layers) in done:
+            log.info("%s, %d layers: kept from %s", solver, layers, path)
+            continue
+        done.add((solver, layers))
+        summary["rows"].append(_row(contest, solver, layers))
+        _finish(summary, targets, Path(path))
+        watch(summary)
+    return summary
+
+
+def _begin(contest: Contest, path: Path) -> dict[str, Any]:
+    """Return the summary to go on with: a new one, or that of the same contest in ``path``."""
+    wanted = json.loads(json.dumps(contest.configuration()))
+    if not path.exists() or not path.stat().st_size:
+        return {"contest": wanted, "commands": [], "targets": [], "rows": []}
+    summary = read_summary(path)
+    found = summary["contest"]
+    differ = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if differ:
+        remedy = "name another file, or remove this one to start again"
+        raise InputError("summary", str(path), f"of the same contest, and differs in {', '.join(differ)}", remedy)
+    return summary
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what ``pdadmm compare --summary`` wrote; InputError for another file."""
+    try:
+        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+        if summary.keys() >= {"contest", "commands", "targets", "rows"}:
+            return summary
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise InputError("summary", str(path), "a file that pdadmm compare wrote")
+
+
+def _finish(summary: dict[str, Any], targets: Sequence[float] | None, path: Path) -> None:
+    """Work out the figures and write the file whole: a contest that is cut off leaves the last one intact."""
+    summary["targets"] = standings(summary["rows"], targets)
+    lines = [f" {json.dumps(name)}: {json.dumps(summary[name])}" for name in ("contest", "commands", "targets")]
+    rows = ",\n".join(json.dumps(row, allow_nan=False) for row in summary["rows"])
+    text = "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n]\n}\n"
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise InputError("summary", str(path), "a file that can be written", error.strerror or "") from None
+
+
+def _row(contest: Contest, solver: str, layers: int) -> dict[str, Any]:
+    """Tune, then run the reported seeds; return the row without its figures."""
+    row: dict[str, Any] = {"solver": solver, "layers": layers, "parameters": {}, "tuning": None}
+    if contest.budget:
+        job = contest.job(solver, layers, contest.tune_seed) | {"budget": contest.budget}
+        seeds = {"seed": contest.tune_seed, "split_seed": contest.split_seed(contest.tune_seed)}
+        try:
+            trials = _in_child(_tune, job)
+            best = best_trial(trials) or trials[0]
+            row["parameters"] = best["parameters"]
+            row["tuning"] = seeds | {"best": best["trial"], "trials": trials}
+            log.info("%s, %d layers: trial %d of %d is best", solver, layers, best["trial"], contest.budget)
+        except BrokenProcessPool:
+            row["tuning"] = seeds | {"best": None, "trials": [], "failed": KILLED}
+            log.warning("%s, %d layers: %s; it goes on with the defaults", solver, layers, KILLED)
+    row["runs"] = []
+    for seed in range(contest.seeds):
+        job = contest.job(solver, layers, seed)
+        job["fixed"] |= row["parameters"]
+        run = {"seed": seed, "split_seed": contest.split_seed(seed), **_run_alone(job)}
+        row["runs"].append(run)
+        log.info("%s, %d layers, seed %d: %s", solver, layers, seed, _told(run))
+    return row
+
+
+def _told(run: dict[str, Any]) -> str:
+    if "failed" in run:
+        return f"failed, {run['failed']}"
+    return f"test accuracy {run['test_accuracy']:.4f}, training {console.human_seconds(run['seconds_training'])}"
+
+
+# In child processes
+
+
+def _in_child(work: Callable[[Any], Any], job: Any) -> Any:
+    """Return ``work(job)`` from a fresh process, whose peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, job).result()
+
+
+def _run_alone(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of one run in a child; ``failed`` is a sentence where it diverged or was killed."""
+    try:
+        return _in_child(_run, job)
+    except DivergenceError as error:
+        return {"failed": str(error)}
+    except BrokenProcessPool:
+        return {"failed": KILLED}
+
+
+def _tune(job: dict[str, Any]) -> list[dict[str, Any]]:
+    return tune(job["solver"], load_with_split(*job["data"]), job["budget"], job["fixed"], job["fixed"]["seed"])
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    graph = load_with_split(*job["data"])
+    estimator = solver_class(job["solver"])(**job["fixed"]).fit(graph)
+    summary = estimator.summary_
+    peak = peak_bytes() or summary["peak_rss_bytes"]
+    rates = [stage.get("bytes_per_iteration") for stage in estimator.stages_]
+    if job["solver"] in BACKPROP:  # what is told is of one rank, which sends nothing
+        depths = [stage["layers"] for stage in estimator.stages_]
+        rates = gradient_bytes(estimator.checked(), estimator.model_.widths, depths, len(graph.splits["train"]))
+    names = ("test_accuracy", "val_accuracy", "train_accuracy", "seconds_training", "iterations", "threads")
+    history = compact_history(estimator.history_, rates)
+    return {
+        **{name: summary[name] for name in names},
+        "bytes": history["bytes"][-1] if "bytes" in history else None,
+        "peak_bytes": peak,
+        "history": history,
+    }
+
+
+def peak_bytes() -> int | None:
+    """Return the largest resident set of this program, in bytes; None where the system does not tell.
+
+    getrusage will not do: on Linux a process inherits the peak of the one that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def gradient_bytes(settings: Any, widths: Sequence[int], depths: Sequence[int], nodes: int) -> list[int]:
+    """Return, for each stage's depth, the bytes of gradients that backpropagation sends in an iteration on L ranks.
+
+    Nodes are spread over R = L ranks, as many as pdADMM-G has with a rank for each layer; a ring sums the n bytes
+    of a step's gradients, so that all ranks together send 2 n (R - 1). ``widths`` are [n_0, .., n_L].
+    """
+    item = {"float32": 4, "float64": 8}[settings.dtype]
+    steps = math.ceil(nodes / (settings.batch_size or nodes))
+    rates = []
+    for depth in depths:
+        own = [widths[0], *[settings.hidden] * (depth - 1), widths[-1]]
+        numbers = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(own))
+        rates.append(2 * (settings.layers - 1) * numbers * item * steps)
+    return rates
+
+
+def compact_history(history: Sequence[Mapping[str, Any]], rates: Sequence[int | None]) -> dict[str, list]:
+    """Return the COLUMNS that a history has, each a list.
+
+    ``bytes`` are those that the iterations would send on as many ranks as layers, as one process sends none:
+    ``rates`` an iteration for each stage, None where a solver does not tell.
+    """
+    columns = {name: [_short(name, row.get(name)) for row in history] for name in COLUMNS}
+    columns["bytes"] = [None]
+    if None not in rates:
+        columns["bytes"] = list(itertools.accumulate(rates[row["stage"]] for row in history))
+    return {name: column for name, column in columns.items() if any(value is not None for value in column)}
+
+
+def _short(name: str, value: Any) -> Any:
+    """Six digits are enough for a curve; accuracies are kept as they are, they meet targets exactly."""
+    if not isinstance(value, float) or name.endswith("accuracy"):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import scipy
+    import torch
+
+    modules = {"numpy": numpy, "scipy": scipy, "torch": torch}
+    versions = {"pdadmm": __version__, "python": platform.python_version()}
+    return versions | {name: module.__version__ for name, module in modules.items()} | {"processor": _processor()}
+
+
+def _processor() -> str:
+    """Return the processor's name: times of two of them do not belong into one table."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
