@@ -71,7 +71,7 @@ class GraphClassifier:
     )
     alpha: float = param(0.1, fraction, "teleport probability of the weighting ppr")
     heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
-    scaling: str = param("hop-l2", one_of(tuple(SCALINGS)), "scaling of the augmented features")
+    scaling: str = param("hop-std", one_of(tuple(SCALINGS)), "scaling of the augmented features")
     eval_every: int = param(1, whole(1), "iterations between evaluations, of which the best is kept")
     threads: int | None = param(
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"

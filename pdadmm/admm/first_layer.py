@@ -18,19 +18,21 @@ from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
 __all__ = ["FIRST_LAYERS", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
 
 
-def fixed_ridge(factor: Tensor, kappa_first: float) -> float:
-    """Return kappa_1 = ``kappa_first`` times the mean diagonal of a Gram or kernel matrix.
+def fixed_ridge(factor: Tensor, nodes: int, kappa_first: float) -> float:
+    """Return kappa_1 = ``kappa_first`` times the mean squared length of a row of p_1.
 
-    Below the root of the number format's precision the solve would return rounding errors: that is the least.
+    trace(p_1^T p_1) = trace(p_1 p_1^T) is the sum of these squares, so both factors give one ridge. Below the root
+    of the number format's precision, in units of its mean diagonal, a solve would return rounding errors: that is
+    the least.
     """
-    unit = float(factor.diagonal().double().mean()) or 1.0  # constant features leave nothing after centring
-    return max(kappa_first, torch.finfo(factor.dtype).eps ** 0.5) * unit
+    trace = float(factor.diagonal().double().sum()) or 1.0  # constant features leave nothing after centring
+    return max(kappa_first / nodes, torch.finfo(factor.dtype).eps ** 0.5 / len(factor)) * trace
 
 
 class GramFirst:
     """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
 
-    kappa_1 is ``kappa_first`` times the mean diagonal of p^T p. The inverse costs n_0^3 once.
+    kappa_1 is ``kappa_first`` times the mean squared length of a row of p. The inverse costs n_0^3 once.
     """
 
     name = "gram"
@@ -38,7 +40,7 @@ class GramFirst:
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
         gram = self.p.mT @ self.p
-        self.kappa = fixed_ridge(gram, kappa_first)
+        self.kappa = fixed_ridge(gram, nodes, kappa_first)
         gram.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(gram)
 
@@ -88,8 +90,8 @@ class GramFirst:
 class KernelFirst:
     """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
 
-    a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean diagonal
-    of p p^T. For evaluation the kernel of the other labelled nodes with the training nodes is kept.
+    a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean squared
+    length of a row of p. For evaluation the kernel of the other labelled nodes with the training nodes is kept.
     """
 
     name = "kernel"
@@ -98,7 +100,7 @@ class KernelFirst:
         self.X, self.p = X, X[:nodes]
         self.kernel = X[nodes:] @ self.p.mT
         system = self.p @ self.p.mT
-        self.kappa = fixed_ridge(system, kappa_first)
+        self.kappa = fixed_ridge(system, nodes, kappa_first)
         system.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(system)
         self.alpha: Tensor | None = None
@@ -162,9 +164,7 @@ class GradientFirst:
 
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
-        # the same units as the prefactored forms
-        scale = float(self.p.double().square().sum()) / max(1, min(self.p.shape))
-        self.kappa = kappa_first * scale
+        self.kappa = kappa_first * float(self.p.double().square().sum()) / nodes  # as the prefactored forms
 
     @staticmethod
     def cost(nodes: int, inputs: int, width: int) -> float:

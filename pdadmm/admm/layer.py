@@ -85,7 +85,7 @@ class Layer:
 
     def update_q(self) -> None:
         """q_l from p_{l+1} of this iteration, sent up at once; then u_l."""
-        self.above.update_q_u(self.z, self.activation, self.penalties.nu, self.penalties.rho)
+        self.above.update_q_u(self.z, self.r, self.activation, self.penalties.nu, self.penalties.rho)
 
     def terms(self) -> Terms:
         """Return this layer's share of the objective and the residuals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdadmm.admm.acceleration import Momentum
 from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.channel import Channel
 from pdadmm.admm.quantizer import Quantizer
@@ -17,14 +18,22 @@ __all__ = ["Link"]
 class Link:
     """p (= p_{l+1}), q (= q_l) and u (= u_l), each (V, n_l), for the sides that live on this rank.
 
-    ``p`` and ``q`` are as transmitted; ``own_p`` and ``own_q`` are the arrays that the updates write, the same
+    ``p`` and ``q`` are as transmitted; ``own_p`` and ``own_q`` are those of the side that updates them, the same
     tensors unless messages are quantized. p travels down and q up; u never travels, since both sides apply the
     same update to the same p and q. ``h`` is the activation that the stage starts from, known to both sides;
-    ``layer`` numbers the boundary (l - 1).
+    ``layer`` numbers the boundary (l - 1). Where ``accelerate`` is set, q, own_q and u are extrapolated after
+    every iteration.
     """
 
     def __init__(
-        self, h: Tensor, layer: int, lower: bool, upper: bool, quantizer: Quantizer | None = None, seed: int = 0
+        self,
+        h: Tensor,
+        layer: int,
+        lower: bool,
+        upper: bool,
+        quantizer: Quantizer | None = None,
+        seed: int = 0,
+        accelerate: bool = False,
     ) -> None:
         assert lower or upper
         self.lower, self.upper = lower, upper
@@ -33,6 +42,8 @@ class Link:
         self.p_channel = Channel(p, "p", layer, coders[0], (seed, layer))
         self.q_channel = Channel(h, "q", layer, coders[1], (seed, layer))
         self.u = torch.zeros_like(h)
+        self.momentum = Momentum(h, coders[1] is not None) if accelerate else None
+        self.resent = 0
         self.q_under_way = False
         self.remote = False
 
@@ -44,7 +55,7 @@ class Link:
     @property
     def q(self) -> Tensor:
         """q_l as both sides know it."""
-        return self.q_channel.value
+        return self.q_channel.value if self.momentum is None else self.momentum.q
 
     @property
     def own_p(self) -> Tensor:
@@ -54,7 +65,7 @@ class Link:
     @property
     def own_q(self) -> Tensor:
         """q_l of the lower side, before it is quantized."""
-        return self.q_channel.own
+        return self.q_channel.own if self.momentum is None else self.momentum.own_q
 
     def connect(self, transport: Transport, peer: int) -> None:
         """Prepare the messages with the rank that holds the other side."""
@@ -69,7 +80,8 @@ class Link:
         if self.q_under_way:
             self.p_channel.send_whole = self.q_channel.take()
             self.q_under_way = False
-            update_u_(self.u, self.p, self.q, self.rho)
+            update_u_(self.u, self.p, self.q_channel.value, self.rho)
+            self._accelerate()
         if self.remote:
             self.p_channel.wait_sent()
 
@@ -94,17 +106,27 @@ class Link:
             self.q_channel.send_whole = self.p_channel.take()
             self.q_channel.wait_sent()
 
-    def update_q_u(self, z: Tensor, activation: PiecewiseLinear, nu: float, rho: float) -> None:
-        """Lower side: update q, send it up, and bring u up to date."""
-        ask_resend = self.p_channel.differs
-        if self.q_channel.coder is None:
-            update_q_u_(self.own_q, self.u, self.p, z, activation, nu, rho)
-            self.q_channel.send(ask_resend)
+    def update_q_u(self, z: Tensor, r: Tensor, activation: PiecewiseLinear, nu: float, rho: float) -> None:
+        """Lower side: update q, send it up, and bring u up to date; z and r change where it is accelerated."""
+        ask_resend, channel = self.p_channel.differs, self.q_channel
+        if channel.coder is None:
+            update_q_u_(channel.own, self.u, self.p, z, activation, nu, rho)
+            channel.send(ask_resend)
         else:
             # u sees q as transmitted
-            update_q_(self.own_q, self.p, self.u, activation(z), nu, rho)
-            self.q_channel.send(ask_resend)
-            update_u_(self.u, self.p, self.q, rho)
+            update_q_(channel.own, self.p, self.u, activation(z), nu, rho)
+            channel.send(ask_resend)
+            update_u_(self.u, self.p, channel.value, rho)
+        self._accelerate()
+        if self.momentum is not None:
+            self.momentum.step_lower(channel.own, channel.value, z, r)
+
+    def _accelerate(self) -> None:
+        """Either side, after u was updated: extrapolate q and u; anew after a value had to be sent whole."""
+        if self.momentum is not None:
+            resent = self.p_channel.resent + self.q_channel.resent
+            self.momentum.step(self.p, self.q_channel.value, self.u, restart=resent != self.resent)
+            self.resent = resent
 
     def finish(self) -> None:
         """End of the stage: complete what is under way, so that both sides agree."""

@@ -22,7 +22,7 @@ class Network:
 
     Building it is collective: the forward pass that gives every layer its start goes through the ranks
     (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V;
-    ``quantizer`` and ``seed`` say how messages are coded.
+    ``quantizer`` and ``seed`` say how messages are coded, ``accelerate`` whether q, u and z are extrapolated.
     """
 
     def __init__(
@@ -33,9 +33,10 @@ class Network:
         transport: Transport,
         quantizer: Quantizer | None = None,
         seed: int = 0,
+        accelerate: bool = False,
     ) -> None:
         self.layers, self.transport = list(layers), transport
-        self.quantizer, self.seed = quantizer, seed
+        self.quantizer, self.seed, self.accelerate = quantizer, seed, accelerate
         self.uppers = [layer for layer in self.layers if layer.index > 0]
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
@@ -67,7 +68,7 @@ class Network:
             bottom.below.connect(self.transport, self.rank_below)
 
     def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
-        return Link(h, layer, lower, upper, self.quantizer, self.seed)
+        return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate)
 
     def _receive(self, nodes: int, kind: str) -> Tensor:
         bottom = self.layers[0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.losses import LOSSES
@@ -40,7 +41,7 @@ class ADMMSettings:
     kappa_first: float = param(
         0.2,
         non_negative,
-        "ridge kappa_1 on W_1, in units of the mean diagonal of its factor; fixed, whatever nu",
+        "ridge kappa_1 on W_1, in units of the mean squared length of a row of p_1; fixed, whatever nu",
     )
     kappa_identity: float = param(
         0.01, non_negative, "ridge of hidden W toward I, in units of the mean diagonal of p^T p"
@@ -54,6 +55,10 @@ class ADMMSettings:
         0.1, non_negative, "weight that holds z at its last value, in units of nu (paper: 1)"
     )
     activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
+    acceleration: str = param(
+        "first-stage", one_of(tuple(ACCELERATIONS)), "stages in which q, u and z are extrapolated (Nesterov)"
+    )
     loss: str = param("cross_entropy", one_of(tuple(LOSSES)), "loss, summed over the training nodes")
     form: str = param(
         "auto", one_of(("auto", "exact", "gradient")), "p- and W-updates: Cholesky solves or majorised steps"

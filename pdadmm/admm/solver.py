@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import get_activation
 from pdadmm.admm.first_layer import choose_first_layer
 from pdadmm.admm.growth import Weights, grow, random_layer
@@ -27,8 +28,6 @@ from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_pa
 __all__ = ["ADMMSolver"]
 
 log = logging.getLogger("pdadmm")
-
-FIRST_SCALE = 1.0  # deviation of z_1 at the start
 
 
 class ADMMSolver:
@@ -66,7 +65,7 @@ class ADMMSolver:
         placement = None
         for number, depth in enumerate(self.settings.stages):
             placement = self._enter_stage(depth, placement)
-            network = self._build(depth, placement)
+            network = self._build(number, depth, placement)
             self.clock.stop()
             self._run_stage(number, depth, network)
             self.clock.start()
@@ -133,15 +132,16 @@ class ADMMSolver:
         if self.transport.rank == 0:
             if self.first is None:
                 self.first = form(self.problem.X, nodes, s.kappa_first)
-            # rows of p_1 have some length: entries of 1 / length make z_1 of order one
+            # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
             length = math.sqrt(squared_norm(self.first.p) / nodes) or 1.0
-            weights = random_layer(s.seed, 0, widths[1], widths[0], FIRST_SCALE / length, self.dtype)
+            weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
             self.first.set_weights(*weights)
 
-    def _build(self, depth: int, placement: list[range]) -> Network:
+    def _build(self, number: int, depth: int, placement: list[range]) -> Network:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.transport.rank]]
         s = self.settings
-        return Network(layers, placement, self.problem.nodes, self.transport, s.quantizer, s.seed)
+        accelerate = ACCELERATIONS[s.acceleration](number)
+        return Network(layers, placement, self.problem.nodes, self.transport, s.quantizer, s.seed, accelerate)
 
     def _layer(self, index: int, last: bool) -> Layer:
         if index == 0:

@@ -1,0 +1,66 @@
+"""Nesterov extrapolation of the outer loop, one boundary at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["ACCELERATIONS", "Momentum"]
+
+# Name -> whether stage number k (from 0) is accelerated.
+ACCELERATIONS = {
+    "none": lambda stage: False,
+    "first-stage": lambda stage: stage == 0,
+    "all-stages": lambda stage: True,
+}
+
+
+class Momentum:
+    """Extrapolates q_l and u_l, and z_l on the lower side: x + beta_k (x - x_last), with x as it was updated.
+
+    beta_k = (t_k - 1) / t_{k+1}, t_{k+1} = (1 + sqrt(1 + 4 t_k^2)) / 2 (Beck and Teboulle 2009, FISTA), started
+    again when |p - q|^2 + |q - q_used|^2 does not fall (O'Donoghue and Candes 2015; Goldstein et al. 2014 for
+    ADMM). Both sides of a boundary see the same p, q and u, so they find the same beta without a message.
+
+    ``h`` is q of the stage's start, ``coded`` says whether the lower side's own q differs from the one sent.
+    After ``step``, ``q`` (and ``own_q``) are what the next updates see; the u given there is changed in place.
+    """
+
+    def __init__(self, h: Tensor, coded: bool) -> None:
+        self.q = h.clone()
+        self.own_q = h.clone() if coded else self.q
+        self.last_q, self.last_u = h.clone(), torch.zeros_like(h)
+        self.last_z: Tensor | None = None
+        self.t, self.measure = 1.0, math.inf
+
+    def step(self, p: Tensor, q: Tensor, u: Tensor, restart: bool = False) -> None:
+        """Take p, q and u of this iteration, as both sides know them, and extrapolate q and u."""
+        measure = float((p - q).square_().sum(dtype=torch.float64))
+        measure += float((q - self.q).square_().sum(dtype=torch.float64))
+        if restart or not measure < self.measure:
+            self.t = 1.0
+        self.measure = math.inf if restart else measure
+        t = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * self.t**2))
+        self.beta = (self.t - 1.0) / t
+        self.t = t
+        torch.sub(q, self.last_q, out=self.q).mul_(self.beta).add_(q)
+        self.last_q.copy_(q)
+        self._extrapolate_(u, self.last_u)
+
+    def step_lower(self, own_q: Tensor, q: Tensor, z: Tensor, r: Tensor) -> None:
+        """Extrapolate what the lower side alone has: its own q, and z with its residual r; after ``step``."""
+        if self.own_q is not self.q:
+            torch.sub(self.q, q, out=self.own_q).add_(own_q)
+        if self.last_z is None:
+            self.last_z = z.clone()
+        r.sub_(z)
+        self._extrapolate_(z, self.last_z)
+        r.add_(z)
+
+    def _extrapolate_(self, x: Tensor, last: Tensor) -> None:
+        """Set x to x + beta (x - last), and ``last`` to the old x."""
+        change = x - last
+        last.copy_(x)
+        x.add_(change, alpha=self.beta)
