@@ -29,6 +29,16 @@ def fixed_ridge(factor: Tensor, nodes: int, kappa_first: float) -> float:
     return max(kappa_first / nodes, torch.finfo(factor.dtype).eps ** 0.5 / len(factor)) * trace
 
 
+def gram_matrix(p: Tensor, block: int = 512) -> Tensor:
+    """Return p^T p (n, n) for p (V, n): the lower triangle in strips of columns, and its mirror image."""
+    gram = torch.empty(p.shape[1], p.shape[1], dtype=p.dtype)
+    for start in range(0, len(gram), block):
+        strip = slice(start, start + block)
+        torch.mm(p[:, strip].mT, p[:, : start + block], out=gram[strip, : start + block])
+        gram[:start, strip] = gram[strip, :start].mT
+    return gram
+
+
 class GramFirst:
     """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
 
@@ -39,7 +49,7 @@ class GramFirst:
 
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
-        gram = self.p.mT @ self.p
+        gram = gram_matrix(self.p)
         self.kappa = fixed_ridge(gram, nodes, kappa_first)
         gram.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(gram)
@@ -99,7 +109,7 @@ class KernelFirst:
     def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
         self.X, self.p = X, X[:nodes]
         self.kernel = X[nodes:] @ self.p.mT
-        system = self.p @ self.p.mT
+        system = gram_matrix(self.p.mT)
         self.kappa = fixed_ridge(system, nodes, kappa_first)
         system.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(system)
