@@ -109,7 +109,7 @@ def _backprop(learning_rate: LogUniform, **more: Choice) -> Space:
 SPACES: dict[str, Space] = {
     "pdadmm-g": _ADMM,
     "pdadmm-g-q": _ADMM,
-    "gd": _backprop(LogUniform(1e-2, 3.0), momentum=Choice((0.0, 0.9))),
+    "gd": _backprop(LogUniform(1e-3, 0.5), momentum=Choice((0.0, 0.9))),
     "adadelta": _backprop(LogUniform(0.1, 10.0)),
     "adagrad": _backprop(LogUniform(3e-3, 0.3)),
     "adam": _backprop(LogUniform(3e-4, 3e-2)),
