@@ -148,7 +148,7 @@ def test_plain_torch_gives_the_same_predictions(graph, trained):
     np.testing.assert_array_equal(trained.predict(X), trained.predict(graph))
 
 
-@pytest.mark.parametrize("scaling", ["hop-l2", "standard"])
+@pytest.mark.parametrize("scaling", ["hop-std", "hop-l2", "standard"])
 def test_the_scaling_is_learned_from_training_nodes_alone(graph, scaling):
     ours = PDADMMG(**SMALL, scaling=scaling).fit(graph).augmenter_
     theirs = Augmenter(hops=2, scaling=scaling)
