@@ -125,7 +125,7 @@ def test_both_sides_of_a_boundary_know_what_one_process_knows(quantizer, acceler
         assert link.p_channel.resent == link.q_channel.resent == 0
         if accelerate:
             assert momentum_of(link) == momentum_of(local)
-    if accelerate and (quantizer is None or quantizer.bits > 0 and not quantizer.error_feedback):
+    if accelerate and (quantizer is None or (quantizer.bits > 0 and not quantizer.error_feedback)):
         assert 0.0 in betas[1:]  # it started again,
         assert max(betas) > 0.2  # and it went on
 

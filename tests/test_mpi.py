@@ -184,8 +184,8 @@ def commands(tmp_path_factory):
         "folder": [*train, "--summary", str(folder / "nowhere" / "out.json")],
         "patience": [*train, "--split", "fraction:60/0/40", "--patience", "2"],
         "adam": [*train, "--solver", "adam", "--layers", "1", "--summary", str(folder / "adam.json")],
-        "adam-divergence": [
-            *("train", "--dataset", str(folder / "huge.npz"), *train[3:], "--solver", "adam"),
+        "gd-divergence": [
+            *("train", "--dataset", str(folder / "huge.npz"), *train[3:], "--solver", "gd"),
             *("--scaling", "none", "--split", "random:5"),
         ],
         "adam-nu": [*train, "--solver", "adam", "--nu", "1"],
@@ -230,7 +230,7 @@ def test_backpropagation_takes_more_ranks_than_layers(commands):
         ("nan", ["nan.npz"]), ("keys", ["keys.npz"]), ("flag", ["--koala"]), ("number", ["nu = -1"]),
         ("stages", ["stages = 2,3"]), ("split", ["split = koala"]), ("solver", ["solver = koala"]),
         ("folder", ["summary", "nowhere"]), ("patience", ["patience = 2"]), ("divergence", ["layer", "nu"]),
-        ("adam-divergence", ["layers", "learning_rate"]), ("adam-nu", ["--nu"]),
+        ("gd-divergence", ["layers", "learning_rate"]), ("adam-nu", ["--nu"]),
     ],
 )  # fmt: skip
 def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):
