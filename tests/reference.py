@@ -37,6 +37,7 @@ class Setting:
     exact: list  # one truth value a layer: Cholesky solves, or majorised steps
     y: np.ndarray
     loss: str = "cross_entropy"
+    floor: float = 0.0  # in exact steps W[l], l > 0, is held at its last value by floor (|p|^2 + 1) besides prox
 
 
 def activation(z, slope):
@@ -128,7 +129,8 @@ def iterate(state: State, setting: Setting) -> State:
     for l in range(L):
         mu = 0.0 if l == 0 else s.mu
         if s.exact[l]:
-            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, s.prox[l], s.kappa[l], s.target[l])
+            prox = s.prox[l] + (s.floor * ((p[l] ** 2).sum() + 1) if l > 0 else 0.0)
+            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, prox, s.kappa[l], s.target[l])
         else:
             W[l], b[l] = gradient_W_b(p[l], state.z[l], state.W[l], state.b[l], s.nu, mu, s.kappa[l], s.target[l])
     for l in range(L):

@@ -101,6 +101,7 @@ def reference_setting(network: Network, estimator, y) -> Setting:
         slope=get_activation(s.activation).negative_slope,
         exact=[first.name != "gradient"] + [not gradient] * (depth - 1),
         y=y, loss=s.loss,
+        floor=16 * np.finfo(np.float64).eps,  # the proximal weight at rounding level: felt where p is tiny
     )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ def reference_setting(network: Network, estimator, y) -> Setting:
     prox_z=st.sampled_from([0.0, 0.1, 1.0]),
     kappa_identity=st.sampled_from([0.0, 0.01, 0.3]),
     acceleration=st.sampled_from(list(ACCELERATIONS)),
+    first_scale=st.sampled_from([0.1, 1.0]),
 )
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_iterations_equal_the_reference(V, n0, classes, **parameters):
