@@ -18,10 +18,11 @@ from pdadmm import csbm, digits
 from pdadmm.admm.network import Network
 from pdadmm.solvers import solver_class
 
-__all__ = ["CASES", "run_cases", "split_case"]
+__all__ = ["CASES", "DAMAGED", "run_cases", "split_case"]
 
 ITERATIONS = 4
 CSBM = {"layers": 10, "hidden": 8, "hops": 2, "iterations": ITERATIONS}
+ACCELERATED = {"acceleration": "all-stages", "iterations": 9}  # long enough to start again
 
 # name -> (data, hyper-parameters)
 CASES = {
@@ -37,7 +38,28 @@ CASES = {
     "digits": ("digits", {"hidden": 20}),
     "quantized": ("csbm", {"solver": "pdadmm-g-q", "bits": 4, "rounding": "stochastic"}),
     "constrained": ("csbm", {"solver": "pdadmm-g-q", "bits": 8, "coding": "constrained"}),
+    "plain": ("csbm", {"acceleration": "none"}),
+    "accelerated": ("csbm", ACCELERATED | {"form": "exact"}),
+    "accelerated-gradient-64": ("csbm", ACCELERATED | {"form": "gradient", "dtype": "float64"}),
+    "accelerated-schedule": ("csbm", ACCELERATED | {"rho": 0.01, "rho_schedule": "stall"}),
+    "accelerated-8": ("csbm", ACCELERATED | {"solver": "pdadmm-g-q", "bits": 8}),
+    "accelerated-2": ("csbm", ACCELERATED | {"solver": "pdadmm-g-q", "bits": 2, "form": "gradient"}),
+    "accelerated-constrained": (
+        "csbm",
+        ACCELERATED | {"solver": "pdadmm-g-q", "bits": 8, "q_bits": 4, "coding": "constrained"},
+    ),
 }
+# Runs on three ranks in which rank 1's copy of what it receives is damaged twice: name -> (kind, hyper-parameters).
+DAMAGED = {
+    f"damaged-{kind}-{bits}": (
+        kind,
+        {"solver": "pdadmm-g-q", "bits": bits, "layers": 3, "stages": (3,), "acceleration": "all-stages"}
+        | {"iterations": 36},
+    )
+    for kind in "pq"
+    for bits in (2, 8)
+}
+DAMAGED_AFTER = (3, 25)  # iterations; a hash finds out at the 16th and 32nd message
 
 
 def data_of(name: str) -> tuple:
@@ -68,7 +90,7 @@ def final_state():
 
 def run_case(name: str, out: Path, rank: int, comm=None) -> None:
     """Fit one case and write ``NAME.RANK.npz`` and ``NAME.RANK.json``."""
-    data, parameters = CASES[name]
+    data, parameters = CASES[name] if name in CASES else ("csbm", DAMAGED[name][1])
     with final_state() as found:
         solver = solver_class(parameters.get("solver", "pdadmm-g"))
         given = {name: value for name, value in (CSBM | parameters).items() if name != "solver"}
@@ -87,6 +109,30 @@ def run_cases(out: Path, rank: int) -> None:
     """Fit every case on the world's ranks."""
     for name in CASES:
         run_case(name, out, rank)
+
+
+def damaged_case(name: str, out: Path, rank: int) -> None:
+    """Fit one case of DAMAGED; ``NAME.RANK.resent.json`` tells how often each link of the rank was brought together."""
+    kind, iterate = DAMAGED[name][0], Network.iterate
+    count, resent = 0, {}
+
+    def damaging(network):
+        nonlocal count
+        iterate(network)
+        count += 1
+        (layer,) = network.layers
+        resent.update({f"{layer.index}.{side}": getattr(layer, side) for side in ("below", "above")})
+        if rank == 1 and count in DAMAGED_AFTER:
+            channel = layer.above.p_channel if kind == "p" else layer.below.q_channel
+            channel.value[5, 2] += 0.25
+
+    Network.iterate = damaging
+    try:
+        run_case(name, out, rank)
+    finally:
+        Network.iterate = iterate
+    told = {side: [link.resent, link.momentum.t] for side, link in resent.items() if link is not None}
+    (out / f"{name}.{rank}.resent.json").write_text(json.dumps(told))
 
 
 def split_case(out: Path) -> None:
@@ -111,6 +157,8 @@ def main() -> None:
     run_cases(out, transport.rank)
     if transport.size == 3:
         split_case(out)
+        for name in DAMAGED:
+            damaged_case(name, out, transport.rank)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Setting", "State", "activation", "iterate", "lagrangian", "newton_z", "scan_z"]
+__all__ = ["Extrapolation", "Setting", "State", "activation", "iterate", "lagrangian", "newton_z", "scan_z"]
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Setting:
     exact: list  # one truth value a layer: Cholesky solves, or majorised steps
     y: np.ndarray
     loss: str = "cross_entropy"
+    floor: float = 0.0  # in exact steps W[l], l > 0, is held at its last value by floor (|p|^2 + 1) besides prox
 
 
 def activation(z, slope):
@@ -128,7 +129,8 @@ def iterate(state: State, setting: Setting) -> State:
     for l in range(L):
         mu = 0.0 if l == 0 else s.mu
         if s.exact[l]:
-            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, s.prox[l], s.kappa[l], s.target[l])
+            prox = s.prox[l] + (s.floor * ((p[l] ** 2).sum() + 1) if l > 0 else 0.0)
+            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, prox, s.kappa[l], s.target[l])
         else:
             W[l], b[l] = gradient_W_b(p[l], state.z[l], state.W[l], state.b[l], s.nu, mu, s.kappa[l], s.target[l])
     for l in range(L):
@@ -144,6 +146,42 @@ def iterate(state: State, setting: Setting) -> State:
         q[l] = (s.rho * p[l + 1] + state.u[l] + s.nu * activation(z[l], s.slope)) / (s.rho + s.nu)
         u[l] = state.u[l] + s.rho * (p[l + 1] - q[l])
     return State(p, W, b, z, q, u)
+
+
+class Extrapolation:
+    """Nesterov momentum over the iterations of one stage: x_k + (t_k - 1)/t_{k+1} (x_k - x_{k-1}) for x = q, u, z.
+
+    x_k is what ``iterate`` returns, x_0 the stage's start. t_1 = 1, t_{k+1} = (1 + sqrt(1 + 4 t_k^2))/2. Where
+    |p_k - q_k|^2 + |q_k - q^_{k-1}|^2 is not below its last value, with q^ what the iteration saw, t_k = 1 again.
+    ``ties`` tells whether such a comparison was so close that rounding decides it; ``restarts`` counts.
+    """
+
+    def __init__(self, start: State) -> None:
+        self.inner = range(len(start.W) - 1)
+        self.last = [(start.q[l], start.u[l], start.z[l]) for l in self.inner]
+        self.t, self.measures = [1.0 for _ in self.inner], [np.inf for _ in self.inner]
+        self.betas = [[] for _ in self.inner]
+        self.ties, self.restarts = False, 0
+
+    def extrapolate(self, seen: State, state: State) -> State:
+        """Return what follows ``state``, which ``iterate`` made of ``seen``; p, W and b stay."""
+        q, u, z = list(state.q), list(state.u), list(state.z)
+        for l in self.inner:
+            gap, step = state.p[l + 1] - state.q[l], state.q[l] - seen.q[l]
+            measure, before = (gap**2).sum() + (step**2).sum(), self.measures[l]
+            rounding = 1e-20 * (1 + (state.q[l] ** 2).sum())  # below it steps are too short to matter
+            self.ties |= bool(rounding < before < np.inf and abs(measure - before) <= 1e-6 * before)
+            if not measure < before:
+                self.t[l] = 1.0
+                self.restarts += 1
+            following = (1 + np.sqrt(1 + 4 * self.t[l] ** 2)) / 2
+            beta = (self.t[l] - 1) / following
+            self.t[l], self.measures[l] = following, measure
+            self.betas[l].append(beta)
+            now = state.q[l], state.u[l], state.z[l]
+            q[l], u[l], z[l] = (x + beta * (x - old) for x, old in zip(now, self.last[l]))
+            self.last[l] = now
+        return State(state.p, state.W, state.b, z, q, u)
 
 
 def risk(z, y, loss):

@@ -12,6 +12,7 @@ from pdadmm import PDADMMG, PDADMMGQ, DivergenceError, InputError, Quantizer, cs
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.channel import HEADER_BYTES, MESSAGES_BETWEEN_DIGESTS, Channel
 from pdadmm.admm.link import Link
+from pdadmm.admm.network import Network
 from pdadmm.admm.updates import update_p_constrained_
 from pdadmm.parallel.ledger import Ledger
 from pdadmm.quantize import make_grid
@@ -56,31 +57,43 @@ class _Receive:
         self.buffer.copy_(self.queue.pop(0))
 
 
-def boundary(quantizer: Quantizer | None, nodes: int = 40, width: int = 8) -> tuple[Link, Link, Link, Wire]:
+def boundary(quantizer: Quantizer | None, accelerate: bool = False) -> tuple[Link, Link, Link, Wire]:
     """Return one boundary three times: in one process, and as the lower and upper side of two ranks."""
-    h = torch.rand(nodes, width, generator=torch.Generator().manual_seed(1))
+    h = torch.rand(40, 8, generator=torch.Generator().manual_seed(1))
     quantizer = None if quantizer is None else quantizer.checked()
     wire = Wire()
-    local = Link(h.clone(), 4, lower=True, upper=True, quantizer=quantizer, seed=5)
-    lower = Link(h.clone(), 4, lower=True, upper=False, quantizer=quantizer, seed=5)
-    upper = Link(h.clone(), 4, lower=False, upper=True, quantizer=quantizer, seed=5)
+    more = {"quantizer": quantizer, "seed": 5, "accelerate": accelerate}
+    local = Link(h.clone(), 4, lower=True, upper=True, **more)
+    lower = Link(h.clone(), 4, lower=True, upper=False, **more)
+    upper = Link(h.clone(), 4, lower=False, upper=True, **more)
     lower.connect(wire, 1)
     upper.connect(wire, 0)
     return local, lower, upper, wire
 
 
-def exchange(local: Link, lower: Link, upper: Link, random: torch.Generator) -> None:
-    """One iteration of the boundary with made-up p and q, the same in one process and across ranks."""
-    p, q = (torch.rand(local.p.shape, generator=random) for _ in range(2))
+def exchange(local: Link, lower: Link, upper: Link, random: torch.Generator) -> list[tuple[torch.Tensor, ...]]:
+    """One iteration of the boundary with made-up p, z and r, the same in one process and across ranks.
+
+    Returns (z, r) as one process and as the lower side leaves them.
+    """
+    p, z, r = (torch.rand(local.p.shape, generator=random) for _ in range(3))
     for link in (local, upper):
         link.wait_q()
         link.own_p.copy_(p)
         if link is upper:
             lower.post_p()
         link.send_p(0.5)
+    changed = []
     for link in (local, lower):
         link.wait_p()
-        link.update_q_u(q, ACTIVATIONS["relu"], 0.3, 0.5)
+        changed.append((z.clone(), r.clone()))
+        link.update_q_u(*changed[-1], ACTIVATIONS["relu"], 0.3, 0.5)
+    for new_z, new_r in changed:
+        if local.momentum is None:
+            assert torch.equal(new_z, z)
+            assert torch.equal(new_r, r)
+        torch.testing.assert_close(new_z - new_r, z - r, rtol=0, atol=1e-6)  # a = z - r stays
+    return changed
 
 
 QUANTIZERS = [
@@ -94,17 +107,33 @@ QUANTIZERS = [
 ]
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
-def test_both_sides_of_a_boundary_know_what_one_process_knows(quantizer):
-    local, lower, upper, _ = boundary(quantizer)
+def test_both_sides_of_a_boundary_know_what_one_process_knows(quantizer, accelerate):
+    local, lower, upper, _ = boundary(quantizer, accelerate)
     random = torch.Generator().manual_seed(2)
+    betas = []
     for _ in range(2 * MESSAGES_BETWEEN_DIGESTS + 1):
-        exchange(local, lower, upper, random)
+        ours, theirs = exchange(local, lower, upper, random)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+        assert torch.equal(lower.own_q, local.own_q)
+        betas.append(local.momentum.beta if accelerate else 0.0)
     for link in (lower, upper):
         link.finish()
         for name in ("p", "q", "u"):
             assert torch.equal(getattr(link, name), getattr(local, name)), name
         assert link.p_channel.resent == link.q_channel.resent == 0
+        if accelerate:
+            assert momentum_of(link) == momentum_of(local)
+    if accelerate and (quantizer is None or (quantizer.bits > 0 and not quantizer.error_feedback)):
+        assert 0.0 in betas[1:]  # it started again,
+        assert max(betas) > 0.2  # and it went on
+
+
+def momentum_of(link: Link) -> list:
+    """What both sides must agree on of the momentum of their boundary."""
+    m = link.momentum
+    return [m.t, m.beta, m.measure, *(x.tolist() for x in (m.q, m.last_q, m.last_u))]
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
@@ -117,14 +146,22 @@ def test_a_message_is_as_long_as_the_channel_says(quantizer):
     assert wire.ledger.sent["q"] == 3 * local.q_channel.payload_bytes
 
 
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["p", "q"])
-def test_ends_that_differ_are_brought_together_by_one_whole_message(kind):
-    local, lower, upper, _ = boundary(Quantizer(bits=4))
+def test_ends_that_differ_are_brought_together_by_one_whole_message(kind, bits, accelerate):
+    local, lower, upper, _ = boundary(Quantizer(bits=bits), accelerate)
     random = torch.Generator().manual_seed(2)
     exchange(local, lower, upper, random)
     receiver = lower.p_channel if kind == "p" else upper.q_channel
     receiver.value[3, 2] += 0.25  # as a flipped bit in memory would
     for _ in range(MESSAGES_BETWEEN_DIGESTS + 2):
+        exchange(local, lower, upper, random)
+        if accelerate and lower.resent:  # its first iteration after the whole value: the momentum starts anew
+            assert lower.momentum.beta == 0.0
+            assert lower.momentum.measure == np.inf
+            break
+    for _ in range(3):
         exchange(local, lower, upper, random)
     for link in (lower, upper):
         link.finish()
@@ -132,6 +169,9 @@ def test_ends_that_differ_are_brought_together_by_one_whole_message(kind):
     assert torch.equal(lower.p, upper.p)
     assert torch.equal(lower.q, upper.q)
     assert torch.equal(lower.u, upper.u)
+    if accelerate:
+        assert lower.resent == upper.resent == 1
+        assert momentum_of(lower) == momentum_of(upper)
 
 
 def test_a_value_that_is_not_finite_arrives_as_nan_and_ends_nobody():
@@ -200,18 +240,47 @@ def test_the_constrained_step_stays_on_the_grid_and_no_node_rises(seed):
     torch.testing.assert_close(r, z - p @ W.T - b, rtol=1e-10, atol=1e-10)
 
 
+GRIDS = [{"delta": "paper"}, {"delta": "linspace", "delta_low": 0, "delta_high": 6}]
+
+
 @pytest.mark.parametrize("form", ["exact", "gradient"])
-@pytest.mark.parametrize("grid", [{"delta": "paper"}, {"delta": "linspace", "delta_low": 0, "delta_high": 6}], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_lagrangian_does_not_rise_on_a_fixed_grid(form, grid):
+    """The paper's iteration: the theorem knows no extrapolation."""
     solver = PDADMMG(
         layers=4, hidden=16, stages=(2, 4), iterations=60, form=form, dtype="float64", threads=1,
-        nu=0.3, rho=4.2 * 0.3, prox_z=1.0, prox_W=0.0, kappa_identity=0.0,
+        nu=0.3, rho=4.2 * 0.3, prox_z=1.0, prox_W=0.0, kappa_identity=0.0, acceleration="none",
         quantizer=Quantizer(bits=8, coding="constrained", **grid),
     ).fit(GRAPH)  # fmt: skip
     for stage in (0, 1):
         values = [row["lagrangian"] for row in solver.history_ if row["stage"] == stage]
         for earlier, later in itertools.pairwise(values):
             assert later <= earlier + 1e-9 * abs(values[0])
+
+
+@pytest.mark.parametrize("form", ["exact", "gradient"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_p_stays_on_its_grid_where_q_and_u_are_extrapolated(form, grid, monkeypatch):
+    quantizer = Quantizer(bits=8, coding="constrained", **grid).checked()
+    points, plain_iterate, seen = quantizer.grid(), Network.iterate, []
+
+    def iterate(network):
+        plain_iterate(network)
+        for layer in network.uppers:
+            link = layer.below
+            assert torch.equal(points.project(link.p), link.p)
+            assert torch.equal(link.p, link.own_p)
+            a = torch.addmm(layer.b, link.p, layer.W.mT)
+            torch.testing.assert_close(layer.r, layer.z - a, rtol=1e-9, atol=1e-9)
+            seen.append(link.momentum.beta)
+
+    monkeypatch.setattr(Network, "iterate", iterate)
+    PDADMMG(
+        layers=4, hidden=16, stages=(2, 4), iterations=20, form=form, dtype="float64", threads=1,
+        acceleration="all-stages", quantizer=quantizer,
+    ).fit(GRAPH)  # fmt: skip
+    assert len(seen) == 20 * (1 + 3)
+    assert max(seen) > 0.4
 
 
 # Whole runs

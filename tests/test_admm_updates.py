@@ -618,9 +618,8 @@ def test_gram_kernel_and_direct_solution_agree(seed, V, extra, n0, n):
     X, z = first_problem(seed, V + extra, V, n0, n)
     kappa = 0.3 * float(X[:V].square().sum()) / V
     forms = []
-    for row, unit in ((GramFirst, n0), (KernelFirst, V)):
-        # each scales its kappa by its own mean diagonal
-        form = row(X, V, kappa / (float(X[:V].square().sum()) / unit))
+    for row in (GramFirst, KernelFirst):
+        form = row(X, V, 0.3)
         form.set_weights(torch.zeros(n, n0, dtype=X.dtype), torch.zeros(n, dtype=X.dtype))
         assert form.kappa == pytest.approx(kappa)
         forms.append((form, form.update(z)))
@@ -701,10 +700,30 @@ def test_the_gradient_form_converges_to_the_direct_solution():
     assert form.kappa == pytest.approx(GramFirst(X, 20, 0.2).kappa)
 
 
-def test_the_gradient_form_has_the_unit_of_the_form_that_auto_would_take():
-    for V, n0 in ((5, 9), (9, 5)):
-        X, _ = first_problem(2, V, V, n0, 1)
-        assert GradientFirst(X, V, 0.2).kappa == pytest.approx(choose_first_layer("auto", V, n0)(X, V, 0.2).kappa)
+@given(
+    seed=SEEDS, V=st.integers(2, 40), extra=st.integers(0, 5), n0=st.integers(1, 40),
+    kappa=st.sampled_from([0.1, 0.2, 3.0]), dtype=st.sampled_from([torch.float32, torch.float64]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_all_forms_have_one_ridge_whatever_the_shape(seed, V, extra, n0, kappa, dtype):
+    """kappa_1 is kappa_first times the mean squared length of a training row: V < n_0 and V > n_0 alike.
+
+    (Where ``kappa_first`` / V is not below what rounding asks for; the next test is about that.)
+    """
+    X, _ = first_problem(seed, V + extra, V, n0, 1, dtype)
+    expected = kappa * float(X[:V].double().square().sum(1).mean())
+    for row in FIRST_LAYERS.values():
+        assert row(X, V, kappa).kappa == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("V", "n0"), [(30, 4), (4, 30)])
+def test_the_ridge_of_a_factor_is_never_below_rounding(V, n0, dtype):
+    X, _ = first_problem(3, V, V, n0, 1, dtype)
+    least, total = torch.finfo(dtype).eps ** 0.5, float(X.double().square().sum())
+    for kappa_first in (0.0, 1e-12):
+        assert GramFirst(X, V, kappa_first).kappa == pytest.approx(least * total / n0, rel=1e-5)
+        assert KernelFirst(X, V, kappa_first).kappa == pytest.approx(least * total / V, rel=1e-5)
 
 
 def test_auto_takes_the_smaller_factor():

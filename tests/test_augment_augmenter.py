@@ -153,7 +153,7 @@ def test_memory_of_scaling_is_a_few_blocks():
         ({"alpha": "0.1"}, "alpha = 0.1"),
         ({"heat_time": -1.0}, "heat_time = -1.0: must be a finite number of at least 0"),
         ({"heat_time": float("inf")}, "heat_time = inf"),
-        ({"scaling": None}, "scaling = None: must be one of hop-l2, row-l2, standard, none"),
+        ({"scaling": None}, "scaling = None: must be one of hop-std, hop-l2, row-l2, standard, none"),
         ({"dtype": "float16"}, "dtype = float16: must be one of float32, float64"),
         ({"slice_columns": 0}, "slice_columns = 0: must be a whole number of at least 1"),
     ],

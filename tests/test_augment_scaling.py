@@ -18,17 +18,27 @@ def unit(X: np.ndarray) -> np.ndarray:
     return np.divide(X, length, out=np.zeros_like(X), where=length > 0)
 
 
-def reference(scaling: str, X: np.ndarray, rows: np.ndarray, blocks: int) -> np.ndarray:
+def reference(scaling: str, X: np.ndarray, rows: np.ndarray, blocks: int, eps: float) -> np.ndarray:
     if scaling == "none":
         return X
     if scaling == "row-l2":
         return unit(X)
-    if scaling == "hop-l2":
+    if scaling.startswith("hop"):
         X = unit(X.reshape(len(X), blocks, -1)).reshape(X.shape)
-        return X - X[rows].mean(axis=0)
+        centred = X - X[rows].mean(axis=0)
+        return centred if scaling == "hop-l2" else shrunk(centred, rows, eps)
     deviation = X[rows].std(axis=0)
     constant = np.ptp(X[rows], axis=0) == 0
     return np.where(constant, 0, (X - X[rows].mean(axis=0)) / np.where(constant, 1, deviation))
+
+
+def shrunk(X: np.ndarray, rows: np.ndarray, eps: float) -> np.ndarray:
+    """Divide centred columns by the root of v_j + 0.3 n_0/m mean(v), then give the rows their mean length back."""
+    variance = (X[rows] ** 2).mean(axis=0)
+    if np.sqrt(variance.sum()) <= 16 * eps:  # all columns are constant
+        return X
+    divided = X / np.sqrt(variance + 0.3 * X.shape[1] / len(rows) * variance.mean())
+    return divided * np.sqrt((X[rows] ** 2).sum() / (divided[rows] ** 2).sum())
 
 
 def random_features(seed: int):
@@ -47,7 +57,7 @@ def test_every_scaling_equals_its_formula(scaling, seed):
     X, rows, blocks = random_features(seed)
     for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 3e-4)):
         given_X = X.astype(dtype)
-        expected = reference(scaling, given_X.astype(np.float64), rows, blocks)
+        expected = reference(scaling, given_X.astype(np.float64), rows, blocks, np.finfo(dtype).eps)
         scaler = Scaler(scaling, blocks).fit(given_X, rows)
         np.testing.assert_array_equal(given_X, X.astype(dtype))  # fit leaves its input alone
         out = scaler.transform(given_X)
@@ -76,6 +86,80 @@ def test_hop_l2_by_hand():
     np.testing.assert_allclose(scaler.shift, [0.3, 0.4, 0.5, 0.5])
     np.testing.assert_array_equal(scaler.scale, 1)
     np.testing.assert_allclose(scaler.transform(X), [[0.3, 0.4, -0.5, 0.5], [-0.3, -0.4, 0.5, -0.5]])
+
+
+def test_hop_std_by_hand():
+    """Columns (0, 1), (1, 0), (1, 1): means 1/2, 1/2, 1; variances 1/4, 1/4, 0, whose mean is 1/6."""
+    X = np.array([[0.0, 5.0, 2.0], [3.0, 0.0, 2.0]])
+    scaler = Scaler("hop-std", 3).fit(X)
+    np.testing.assert_allclose(scaler.shift, [0.5, 0.5, 1.0])
+    shrinkage = 0.3 * 3 / 2 / 6
+    np.testing.assert_allclose(scaler.scale, [1, 1, np.sqrt((0.25 + shrinkage) / shrinkage)])
+    np.testing.assert_allclose(scaler.transform(X), [[-0.5, 0.5, 0.0], [0.5, -0.5, 0.0]])
+
+
+def uneven(seed: int, m: int, blocks: int, F: int) -> np.ndarray:
+    """Features whose columns have quite different deviations."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(m, blocks * F)) * 10.0 ** rng.uniform(-1, 1, size=blocks * F)
+
+
+@given(seed=SEEDS, blocks=st.integers(1, 3), F=st.integers(2, 5))
+@settings(max_examples=10, deadline=None)
+def test_hop_std_evens_the_columns_out_where_rows_are_many(seed, blocks, F):
+    X = uneven(seed, 40_000, blocks, F)
+    before = Scaler("hop-l2", blocks).fit(X).transform(X.copy()).std(axis=0)
+    after = Scaler("hop-std", blocks).fit(X).transform(X.copy()).std(axis=0)
+    # what is left of the unevenness: sqrt(1 + 0.3 n_0 mean(v) / (m v_j))
+    left = np.sqrt(1 + 0.3 * len(before) * (before**2).mean() / (len(X) * before**2))
+    np.testing.assert_allclose(after / after.max() * left / left[after.argmax()], 1, rtol=1e-9)
+    clear = before**2 > 0.01 * (before**2).mean()
+    np.testing.assert_allclose(after[clear], after[clear].mean(), rtol=0.02)
+
+
+@given(seed=SEEDS, blocks=st.integers(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_hop_std_is_hop_l2_where_rows_are_few(seed, blocks):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(3, blocks * 4000))
+    ours, theirs = (Scaler(name, blocks).fit(X).transform(X.copy()) for name in ("hop-std", "hop-l2"))
+    # a column's own variance is m / (0.3 n_0) < 1/400 of what is added to it, where it has the mean variance
+    assert np.linalg.norm(ours - theirs) < 0.01 * np.linalg.norm(theirs)
+
+
+@given(seed=SEEDS, m=st.integers(2, 60), blocks=st.integers(1, 4), F=st.integers(2, 12))
+@settings(max_examples=40, deadline=None)
+def test_hop_std_keeps_the_mean_squared_length_of_the_fitting_rows(seed, m, blocks, F):
+    X = uneven(seed, m + 3, blocks, F)
+    rows = np.random.default_rng(seed).permutation(m + 3)[:m]
+    ours, theirs = (Scaler(name, blocks).fit(X, rows).transform(X.copy()) for name in ("hop-std", "hop-l2"))
+    assert (ours[rows] ** 2).sum() == pytest.approx((theirs[rows] ** 2).sum(), rel=1e-10)
+    np.testing.assert_allclose(ours[rows].mean(axis=0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_hop_std_of_columns_without_variance(dtype):
+    """They are 0 on the fitting rows; on others they grow by a bounded factor, sqrt(1 + m / 0.3)."""
+    X = uneven(3, 50, 2, 4).astype(dtype)
+    X[:, 4:] = [1, 2, 2, 4]  # the second block: constant in every column, lengths 5
+    scaler = Scaler("hop-std", 2).fit(X)
+    out = scaler.transform(X.copy())
+    np.testing.assert_allclose(out[:, 4:], 0, atol=50 * np.finfo(dtype).eps)
+    assert np.abs(out[:, :4]).max() > 0.1
+    assert np.isfinite(scaler.scale).all()
+    assert (scaler.scale <= np.sqrt(50 / 0.3 + 1) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_hop_std_learns_no_scale_where_nothing_varies(dtype, rows):
+    X = np.tile(np.array([[1, 3, 0.1, 0.7]], dtype), (rows, 1))
+    scaler = Scaler("hop-std").fit(X)
+    np.testing.assert_array_equal(scaler.scale, 1)
+    np.testing.assert_allclose(scaler.transform(X.copy()), 0, atol=2 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(Scaler("hop-std").fit(np.zeros((3, 4), dtype)).scale, 1)
+    tiny = np.array([[1.0, 0.0], [1.0, 1e-161]])  # its variance has no reciprocal
+    np.testing.assert_array_equal(Scaler("hop-std").fit(tiny).scale, 1)
 
 
 @pytest.mark.parametrize("scaling", ["row-l2", "none"])
@@ -142,5 +226,6 @@ def test_misuse_is_refused():
         Scaler(blocks=3).fit(X)
     with pytest.raises(InputError, match="4 columns wide"):
         Scaler().fit(X).transform(X[:, :3])
-    with pytest.raises(InputError, match="one of hop-l2, row-l2, standard, none"):
+    assert Scaler().scaling == "hop-std"
+    with pytest.raises(InputError, match="one of hop-std, hop-l2, row-l2, standard, none"):
         Scaler("l2")

@@ -18,6 +18,7 @@ from pdadmm import PDADMMG, Augmenter, Graph, InputError, csbm, digits
 from pdadmm.parameters import parameters
 
 SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
+LONGER = SMALL | {"iterations": 10}  # where accuracy is looked at: 4 iterations of 8 neurons are a matter of luck
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +78,16 @@ def test_fit_does_not_touch_parameters(graph):
 
 def test_grid_search_over_arrays(arrays):
     X, y = arrays
-    search = GridSearchCV(PDADMMG(**SMALL), {"nu": [0.1, 0.3], "layers": [1, 2]}, cv=3).fit(X, y)
+    search = GridSearchCV(PDADMMG(**LONGER), {"nu": [0.1, 0.3], "layers": [1, 2]}, cv=3).fit(X, y)
     assert search.best_score_ > 0.85
     assert set(search.predict(X)) <= {"red", "green", "blue"}
-    assert cross_val_score(PDADMMG(**SMALL), X, y, cv=3).mean() > 0.85
+    assert cross_val_score(PDADMMG(**LONGER), X, y, cv=3).mean() > 0.85
 
 
 def test_fit_on_arrays(arrays):
     X, y = arrays
     kept = X.copy()
-    estimator = PDADMMG(**SMALL).fit(X, y)
+    estimator = PDADMMG(**LONGER).fit(X, y)
     assert np.array_equal(X, kept)
     assert estimator.classes_.tolist() == ["blue", "green", "red"]
     assert estimator.n_features_in_ == 4
@@ -148,7 +149,7 @@ def test_plain_torch_gives_the_same_predictions(graph, trained):
     np.testing.assert_array_equal(trained.predict(X), trained.predict(graph))
 
 
-@pytest.mark.parametrize("scaling", ["hop-l2", "standard"])
+@pytest.mark.parametrize("scaling", ["hop-std", "hop-l2", "standard"])
 def test_the_scaling_is_learned_from_training_nodes_alone(graph, scaling):
     ours = PDADMMG(**SMALL, scaling=scaling).fit(graph).augmenter_
     theirs = Augmenter(hops=2, scaling=scaling)

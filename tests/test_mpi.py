@@ -136,6 +136,23 @@ def test_a_communicator_of_ones_own(alone, launched):
         assert result.told[0]["summary"]["ranks"] == ranks
 
 
+@pytest.mark.parametrize("name", mpi_run.DAMAGED)
+def test_sides_that_differ_are_brought_together_with_acceleration(launched, name):
+    """A value sent whole starts the extrapolation of its boundary again, on both ranks alike."""
+    folder = launched(3)
+    arrays = Result(folder, name, 3).arrays
+    told = [json.loads((folder / f"{name}.{rank}.resent.json").read_text()) for rank in range(3)]
+    damaged = 1 if mpi_run.DAMAGED[name][0] == "p" else 0
+    for boundary in (0, 1):
+        lower, upper = f"{boundary}.above", f"{boundary + 1}.below"
+        for x in "pqu":
+            ours, theirs = arrays[boundary][f"{lower}.{x}"], arrays[boundary + 1][f"{upper}.{x}"]
+            assert np.isfinite(ours).all()
+            assert np.array_equal(ours, theirs), f"{x} of boundary {boundary}"
+        assert told[boundary][lower] == told[boundary + 1][upper]
+        assert told[boundary][lower][0] == (2 if boundary == damaged else 0)
+
+
 # Bad input and failures
 
 
@@ -167,8 +184,8 @@ def commands(tmp_path_factory):
         "folder": [*train, "--summary", str(folder / "nowhere" / "out.json")],
         "patience": [*train, "--split", "fraction:60/0/40", "--patience", "2"],
         "adam": [*train, "--solver", "adam", "--layers", "1", "--summary", str(folder / "adam.json")],
-        "adam-divergence": [
-            *("train", "--dataset", str(folder / "huge.npz"), *train[3:], "--solver", "adam"),
+        "gd-divergence": [
+            *("train", "--dataset", str(folder / "huge.npz"), *train[3:], "--solver", "gd"),
             *("--scaling", "none", "--split", "random:5"),
         ],
         "adam-nu": [*train, "--solver", "adam", "--nu", "1"],
@@ -213,7 +230,7 @@ def test_backpropagation_takes_more_ranks_than_layers(commands):
         ("nan", ["nan.npz"]), ("keys", ["keys.npz"]), ("flag", ["--koala"]), ("number", ["nu = -1"]),
         ("stages", ["stages = 2,3"]), ("split", ["split = koala"]), ("solver", ["solver = koala"]),
         ("folder", ["summary", "nowhere"]), ("patience", ["patience = 2"]), ("divergence", ["layer", "nu"]),
-        ("adam-divergence", ["layers", "learning_rate"]), ("adam-nu", ["--nu"]),
+        ("gd-divergence", ["layers", "learning_rate"]), ("adam-nu", ["--nu"]),
     ],
 )  # fmt: skip
 def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):

@@ -28,7 +28,7 @@ class Augmenter:
 
     Parameters: ``hops`` K >= 0; ``operator`` "sym", "rw", "col"; ``weighting`` "powers", "ppr", "heat";
     ``alpha`` in [0, 1], the PPR teleport probability; ``heat_time`` >= 0, the heat kernel's t; ``scaling``
-    "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of the work and of the result;
+    "hop-std", "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of the work and of the result;
     ``slice_columns``, columns that travel together (default: 16 MiB a slice; the result is the same for all).
 
     Memory: the result, two slices [V, slice_columns], S (8 bytes per non-zero) and a copy of a sparse X.
@@ -50,7 +50,7 @@ class Augmenter:
         weighting: str = "powers",
         alpha: float = 0.1,
         heat_time: float = 5.0,
-        scaling: str = "hop-l2",
+        scaling: str = "hop-std",
         dtype: str = "float32",
         slice_columns: int | None = None,
     ) -> None:

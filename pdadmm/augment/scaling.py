@@ -51,7 +51,7 @@ class Scaler:
     Source: this library's scaling for the features of pdADMM-G (Wang et al. 2022, who use them raw);
     "standard" is the z-score with the population deviation; "hop-std" nears it as nodes outnumber columns, and
     nears "hop-l2" where they are few. A "standard" column constant over the fitting rows, up to
-    16 units of rounding, gets scale 0.
+    16 units of rounding, gets scale 0; where no column varies more than that, "hop-std" keeps scale 1.
 
     ``scaling``: a name in SCALINGS; ``blocks``: the number of hop blocks a row is made of. After ``fit``,
     ``shift`` and ``scale`` are arrays [n0] in the dtype of the features, accumulated in float64.
@@ -62,7 +62,7 @@ class Scaler:
     [[0.6, 0.8], [0.0, 1.0]]
     """
 
-    def __init__(self, scaling: str = "hop-l2", blocks: int = 1) -> None:
+    def __init__(self, scaling: str = "hop-std", blocks: int = 1) -> None:
         if not isinstance(scaling, str) or scaling not in SCALINGS:
             raise InputError("scaling", scaling, "one of " + ", ".join(SCALINGS))
         self.scaling, self.blocks = scaling, blocks
@@ -116,10 +116,11 @@ class Scaler:
         return X
 
     def _inverse_shrunk(self, X, rows, mean: np.ndarray, count: int) -> np.ndarray:
-        variance, _ = self._moments(X, rows, mean, count)
-        shrunk = variance + _SHRINKAGE * len(mean) / count * variance.mean()
-        if not variance.any():  # all columns are constant: they are 0 whatever the scale
+        variance, largest = self._moments(X, rows, mean, count)
+        if np.sqrt(variance.sum()) <= 16 * np.finfo(X.dtype).eps * largest.max():
+            # no column varies beyond rounding: there is nothing to learn a scale from
             return np.ones(len(mean))
+        shrunk = variance + _SHRINKAGE * len(mean) / count * variance.mean()
         return np.sqrt(variance.sum() / (variance / shrunk).sum() / shrunk)
 
     def _inverse_deviation(self, X, rows, mean: np.ndarray, count: int) -> np.ndarray:
