@@ -177,6 +177,54 @@ def test_the_same_as_in_python(run, tmp_path):
     np.testing.assert_array_equal(ours.predict_proba(graph), theirs.predict_proba(graph))
 
 
+# Presets
+
+
+def summary_of(run, tmp_path, *arguments) -> dict:
+    assert run(*arguments, "--summary", tmp_path / "s.json")[0] == 0
+    return json.loads((tmp_path / "s.json").read_text())
+
+
+@pytest.mark.parametrize(("solver", "cls"), [("pdadmm-g", pdadmm.PDADMMG), ("pdadmm-g-q", pdadmm.PDADMMGQ)])
+def test_a_preset_sets_defaults_that_flags_override(run, tmp_path, solver, cls):
+    summary = summary_of(run, tmp_path, *TINY, "--solver", solver, "--preset", "paper", "--nu", "0.02")
+    changed = {"layers": 3, "hidden": 6, "hops": 1, "iterations": 3, "nu": 0.02}
+    same = cls.preset("paper", **changed).fit(csbm(120))
+    assert summary["preset"] == "paper"
+    assert summary["stages"] == same.stages_
+    assert summary["first_layer"] == "gradient"
+    other = cls(**changed).fit(csbm(120))
+    assert summary["stages"] != other.stages_
+
+
+def test_the_default_preset_is_none(run, tmp_path):
+    summary = summary_of(run, tmp_path, *TINY)
+    assert summary["preset"] == "default"
+    named = summary_of(run, tmp_path, *TINY, "--preset", "default")
+    assert (named["preset"], named["stages"]) == ("default", summary["stages"])
+    assert "preset" not in summary_of(run, tmp_path, *TINY, "--solver", "adam")
+
+
+def test_help_shows_the_defaults_of_a_preset(run):
+    def shown(*arguments) -> str:
+        return " ".join(run("train", "--help", *arguments)[1].split())
+
+    assert "(default: 0.3)" in shown()
+    text = shown("--preset", "paper", "--solver", "pdadmm-g-q")
+    assert "(default: 0.3)" not in text
+    for name, value in pdadmm.PDADMMGQ.preset_parameters("paper").items():
+        own = re.search(rf" --{name.lower().replace('_', '-')} [A-Z].*?(?= --|$)", text).group()
+        assert f"(default: {value})" in own, name
+
+
+def test_presets_that_are_not(refused):
+    refused(*TINY, "--preset", "koala", words=["preset = koala", "default, paper"])
+    refused(*TINY, "--preset", "", words=["preset = "])
+    refused(*TINY, "--preset", words=["--preset"])
+    refused(*TINY, "--solver", "adam", "--preset", "paper", words=["--preset"])
+    refused("tune", "--dataset", "csbm:120", "--preset", "paper", words=["--preset"])
+
+
 # Other commands
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import pdadmm
 from pdadmm.admm import activations, first_layer, losses, schedule, updates
+from pdadmm.admm.presets import PRESETS
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
 from pdadmm.cli import COMMANDS, main
 from pdadmm.data import DATASETS
@@ -158,6 +159,15 @@ def test_every_choice_is_named_beside_its_flag(name):
             assert choice in re.findall(r"[\w-]+", " ".join(rows[flag])), f"{flag} {choice}"
 
 
+def test_every_preset_is_documented_with_its_values():
+    section = read("docs/cli.md").partition("\n### Presets\n")[2].partition("\n##")[0]
+    assert all(f"`{name}`" in flag_rows("pdadmm-g")["--preset"][1] for name in PRESETS)
+    for row in PRESETS.values():
+        text = section.partition(f"\n`{row.name}`")[2].partition("\n\n")[0]
+        for name, value in (row.parameters | row.quantized).items():
+            assert f"`--{name.lower().replace('_', '-')} {value}`" in " ".join(text.split()), name
+
+
 def test_the_tables_reader_reads():
     assert documented_default("gd 0.03, adam 0.001", "adam") == "0.001"
     assert documented_default("column; paper where constrained", "adam") == "column; paper where constrained"
@@ -232,7 +242,7 @@ def small():
     """A short run of one solver of each kind, and the keys of all their summaries with those of `pdadmm train`."""
     kinds = pdadmm.PDADMMG, pdadmm.Adam
     runs = [solver(layers=3, hidden=8, iterations=2, hops=1).fit(pdadmm.digits()) for solver in kinds]
-    added = {"solver", "dataset", "split", "split_seed", "nodes", "train_nodes"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes"}
     return runs, added.union(*(run.summary_ for run in runs))
 
 

@@ -14,7 +14,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import pdadmm
-from pdadmm import PDADMMG, Augmenter, Graph, InputError, csbm, digits
+from pdadmm import PDADMMG, PDADMMGQ, Augmenter, Graph, InputError, csbm, digits
+from pdadmm.admm.presets import PRESETS
 from pdadmm.parameters import parameters
 
 SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
@@ -67,6 +68,30 @@ def test_the_constructor_keeps_what_it_is_given():
     for field in parameters(PDADMMG):
         odd = object()
         assert getattr(PDADMMG(**{field.name: odd}), field.name) is odd
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("solver", [PDADMMG, PDADMMGQ])
+def test_presets_name_parameters_with_values_that_may_be(solver, name):
+    row = PRESETS[name]
+    assert (row.name, bool(row.description)) == (name, True)
+    changed = solver.preset_parameters(name)
+    assert changed == row.parameters | (row.quantized if solver is PDADMMGQ else {})
+    estimator = solver.preset(name)
+    assert type(estimator) is solver
+    assert estimator.get_params() == solver().get_params() | changed
+    estimator.checked()
+
+
+def test_the_papers_preset():
+    settings = PDADMMG.preset("paper").checked()
+    assert (settings.nu, settings.rho, settings.stages, settings.hops) == (1e-4, 1e-4, (2, 5, 10), 3)
+    assert PDADMMG.preset("paper", layers=4, nu=0.01).checked().rho == 0.01
+    assert PDADMMGQ.preset("paper").checked().quantizer.delta == "paper"
+    with pytest.raises(InputError, match="preset = koala"):
+        PDADMMG.preset("koala")
+    with pytest.raises(TypeError, match="koala"):
+        PDADMMG.preset("paper", koala=1)
 
 
 def test_fit_does_not_touch_parameters(graph):

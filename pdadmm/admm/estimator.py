@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import ADMMSettings, check_tol
@@ -30,6 +31,20 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     >>> solver.score(digits()) > 0.8
     True
     """
+
+    @classmethod
+    def preset_parameters(cls, name: str) -> dict[str, Any]:
+        """Return the parameters that a row of PRESETS changes; InputError for a name that is not one."""
+        return preset_parameters(name, issubclass(cls, Quantizer))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> PDADMMG:
+        """Return an estimator with the parameters of a row of PRESETS, then ``changes``.
+
+        >>> PDADMMG.preset("paper", nu=0.01, layers=2).hops
+        3
+        """
+        return cls(**{**cls.preset_parameters(name), **changes})
 
     def _checked(self, transport: Transport) -> ADMMSettings:
         settings = self.checked()

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pdadmm.admm.presets import PRESETS
 from pdadmm.data import Graph, load_with_split
 from pdadmm.errors import InputError
 from pdadmm.parameters import Check, parameters
@@ -17,9 +18,11 @@ __all__ = [
     "accepted",
     "add_data_flags",
     "add_parameter_flags",
+    "add_preset_flag",
     "add_solver_flag",
     "check_writable",
     "flags",
+    "preset_name",
     "read_graph",
     "solver_name",
 ]
@@ -30,15 +33,26 @@ def flags(solver: type) -> list[dataclasses.Field]:
     return [field for field in parameters(solver) if field.metadata["check"].flag]
 
 
-def solver_name(command: str, arguments: list[str]) -> str:
-    """Return the solver that the arguments name: its flags are known only then."""
+def _early(command: str, arguments: list[str], *names: str) -> argparse.Namespace:
+    """Read a few flags ahead of the others, whose names and defaults depend on them."""
     from pdadmm.cli import Parser
 
     first = Parser(prog=f"pdadmm {command}", add_help=False)
-    first.add_argument("--solver")
-    first.add_argument("--bits")
-    early = first.parse_known_args(arguments)[0]
+    for name in names:
+        first.add_argument("--" + name)
+    return first.parse_known_args(arguments)[0]
+
+
+def solver_name(command: str, arguments: list[str]) -> str:
+    """Return the solver that the arguments name: its flags are known only then."""
+    early = _early(command, arguments, "solver", "bits")
     return early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
+
+
+def preset_name(command: str, arguments: list[str]) -> str:
+    """Return the preset that the arguments name: the solver's defaults are known only then."""
+    name = _early(command, arguments, "preset").preset
+    return "default" if name is None else name
 
 
 def add_solver_flag(parser: argparse.ArgumentParser, name: str) -> None:
@@ -47,6 +61,12 @@ def add_solver_flag(parser: argparse.ArgumentParser, name: str) -> None:
         "--solver", default=name, metavar="NAME",
         help="one of " + ", ".join(SOLVERS) + " (default: pdadmm-g, with --bits pdadmm-g-q)",
     )  # fmt: skip
+
+
+def add_preset_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --preset; the parser's other defaults are of the preset already."""
+    rows = "; ".join(f"{row.name}, {row.description}" for row in PRESETS.values())
+    parser.add_argument("--preset", default="default", metavar="NAME", help=f"{rows} (default: default)")
 
 
 def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> None:
@@ -65,17 +85,24 @@ def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> 
 
 
 def add_parameter_flags(
-    parser: argparse.ArgumentParser, fields: list[dataclasses.Field], title: str = "solver", only_given: bool = False
+    parser: argparse.ArgumentParser,
+    fields: list[dataclasses.Field],
+    title: str = "solver",
+    only_given: bool = False,
+    preset: dict[str, Any] | None = None,
 ) -> None:
-    """Add a flag for each hyper-parameter; with ``only_given`` what is not given stays out of the result."""
+    """Add a flag for each hyper-parameter; with ``only_given`` what is not given stays out of the result.
+
+    ``preset`` holds the defaults that differ from the hyper-parameters' own.
+    """
     own = parser.add_argument_group(title)
     for field in fields:
-        check = field.metadata["check"]
-        note = "" if field.default is None else f" (default: {field.default})"
+        check, default = field.metadata["check"], (preset or {}).get(field.name, field.default)
+        note = "" if default is None else f" (default: {default})"
         allowed = f": {', '.join(check.choices)}" if check.choices else ""
         own.add_argument(
             "--" + field.name.lower().replace("_", "-"),
-            dest=field.name, default=argparse.SUPPRESS if only_given else field.default, metavar=check.metavar,
+            dest=field.name, default=argparse.SUPPRESS if only_given else default, metavar=check.metavar,
             help=(field.metadata["help"] + allowed + note).replace("%", "%%"),
         )  # fmt: skip
 

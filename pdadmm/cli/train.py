@@ -11,9 +11,11 @@ from pdadmm import console
 from pdadmm.cli.common import (
     add_data_flags,
     add_parameter_flags,
+    add_preset_flag,
     add_solver_flag,
     check_writable,
     flags,
+    preset_name,
     read_graph,
     solver_name,
 )
@@ -32,7 +34,8 @@ def run(arguments: list[str]) -> int:
     """Train; collective over the ranks of mpirun."""
     name = solver_name("train", arguments)
     solver = solver_class(name)
-    given = _parser(solver, name).parse_args(arguments)
+    preset = None if not hasattr(solver, "preset") else solver.preset_parameters(preset_name("train", arguments))
+    given = _parser(solver, name, preset).parse_args(arguments)
     estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
     if given.log_level not in LEVELS:
         raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
@@ -51,8 +54,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parser(solver: type, name: str) -> argparse.ArgumentParser:
-    """Return the parser of ``train``; a solver's own flags come from its hyper-parameters."""
+def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.ArgumentParser:
+    """Return the parser of ``train``; a solver's own flags come from its hyper-parameters.
+
+    ``preset`` holds the defaults that a preset changes; None for a solver without presets.
+    """
     from pdadmm.cli import Parser
 
     parser = Parser(
@@ -61,7 +67,9 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     )
     add_data_flags(parser)
     add_solver_flag(parser, name)
-    add_parameter_flags(parser, flags(solver))
+    if preset is not None:
+        add_preset_flag(parser)
+    add_parameter_flags(parser, flags(solver), preset=preset)
     out = parser.add_argument_group("results")
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
@@ -86,6 +94,7 @@ def _expected_iterations(estimator: Any) -> int:
 def _summary(given: argparse.Namespace, graph: Graph, learned: dict[str, Any]) -> dict[str, Any]:
     return {
         "solver": given.solver,
+        **({"preset": given.preset} if hasattr(given, "preset") else {}),
         "dataset": given.dataset,
         "split": given.split or graph.own_split or "file",
         "split_seed": int(given.split_seed),
