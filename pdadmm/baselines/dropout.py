@@ -54,7 +54,7 @@ def node_bits(key: tuple[int, ...], nodes: np.ndarray, width: int, bits: int = 1
         z ^= z >> np.uint64(shift)
         z *= np.uint64(factor)
     z ^= z >> np.uint64(31)
-    return z.view(np.uint16 if bits == 16 else np.uint32).reshape(len(nodes), -1)[:, :width]
+    return z.view(np.uint16 if bits == 16 else np.uint32)[:, :width]
 
 
 def drop_nodes(h: Tensor, seed: int, iteration: int, layer: int, nodes: np.ndarray, share: float) -> Tensor:
