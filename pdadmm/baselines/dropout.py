@@ -75,5 +75,5 @@ def drop_nodes(h: Tensor, seed: int, iteration: int, layer: int, nodes: np.ndarr
     step = max(1, CHUNK // max(1, h.shape[1]))
     for start in range(0, len(nodes), step):
         stays = node_bits(key, nodes[start : start + step], h.shape[1]) < kept
-        torch.mul(torch.from_numpy(stays), 65536 / kept, out=mask[start : start + step])
+        mask[start : start + step].copy_(torch.from_numpy(stays)).mul_(65536 / kept)
     return h * mask
