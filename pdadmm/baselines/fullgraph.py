@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pdadmm.admm.activations import get_activation
 from pdadmm.baselines.driver import Driver
 from pdadmm.baselines.dropout import entry_mask, node_mask
 from pdadmm.baselines.gnn import GNNSettings, GraphProblem
 from pdadmm.baselines.mixers import Mixer, convolve
 from pdadmm.baselines.shards import scores, tally
-from pdadmm.models.gnn import ARCHITECTURES, Aggregation, init_weights
+from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import Breakdown
@@ -98,7 +97,6 @@ class FullGraphSolver(Driver):
     ) -> None:  # fmt: skip
         super().__init__(settings, transport, eval_every, watch)
         self.problem, self.mixer, self.times = problem, mixer, times
-        self.f = get_activation(settings.activation)
         own = holders[transport.rank]
         began = time.perf_counter()
         x = first_input(problem, settings.architecture) if transport.rank == 0 else None
@@ -127,7 +125,7 @@ class FullGraphSolver(Driver):
         (W, b), *behind = self.layers()
         z = self.first(W, b, iteration)
         for l, (W, b) in enumerate(behind, start=1):
-            z = convolve(self.mixer, l, self.f(z), W, b)
+            z = convolve(self.mixer, l, activate(self.settings.activation, z), W, b)
         loss = F.cross_entropy(z[self.train], self.y[self.train], reduction="sum") / self.counts["train"]
         return self._apply(torch.autograd.grad(loss, self.weights), loss.detach())
 
@@ -140,7 +138,7 @@ class FullGraphSolver(Driver):
             (W, b), *behind = self.layers()
             z = self.first(W, b)
             for l, (W, b) in enumerate(behind, start=1):
-                h = self.f(z)
+                h = activate(self.settings.activation, z)
                 mixed = self.mixer.infer(l, h)
                 z = F.linear(mixed if self.mixer.copies == 1 else torch.cat([h, mixed], dim=1), W, b)
             own = tally(z, self.y, self.members)
