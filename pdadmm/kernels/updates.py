@@ -7,13 +7,11 @@ may be called. The torch forms in pdadmm.admm are the reference, and what runs w
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .library import load_library
+from .library import load_library, pool
 
 __all__ = ["assemble_p_", "available", "softmax_newton_", "takes", "update_q_u_", "update_u_", "update_z_"]
 
@@ -61,11 +59,6 @@ def takes(*arrays: Tensor) -> bool:
     )
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="pdadmm")
-
-
 def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None:
     """Run an element-wise function over flat arrays, cut into one piece for each of torch's threads."""
     function, count, size = _functions[name, arrays[0].dtype], arrays[0].numel(), arrays[0].element_size()
@@ -79,7 +72,7 @@ def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None
     jobs = []
     for start in range(0, count, step):
         shifted = [address + start * size for address in addresses]
-        jobs.append(_pool(pieces).submit(function, *shifted, min(step, count - start), *scalars))
+        jobs.append(pool(pieces).submit(function, *shifted, min(step, count - start), *scalars))
     for job in jobs:
         job.result()
 
