@@ -71,8 +71,10 @@ class BackpropSolver:
         start, best = self._evaluate(), Best()
         for iteration in range(1, self.settings.iterations + 1):
             self.clock.start()
+            self.transport.trace.iteration += 1
             objective = self._pass(len(self.history) + 1)
             self.clock.stop()
+            self.transport.trace.mark("measure")
             row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth, "objective": objective}
             self._check(math.isfinite(objective))
             row |= self._measure()
@@ -120,6 +122,7 @@ class BackpropSolver:
 
     def _step(self, rows: Tensor | None, size: int, masks: list[Tensor] | None) -> float:
         """Take one optimiser step on a batch of ``size`` nodes over all ranks; return its mean loss."""
+        self.transport.trace.mark("gradients")
         X, target = self.shard.X, self.target
         if rows is not None:
             X, target = X[rows], target[rows]
@@ -130,7 +133,9 @@ class BackpropSolver:
         else:
             loss = F.cross_entropy(logits, target, reduction="sum") / size
         gradients = torch.autograd.grad(loss, self.weights)
+        self.transport.trace.mark("sum gradients")
         gradients, value = self._summed(gradients, loss.detach())
+        self.transport.trace.mark("optimiser")
         for weight, gradient in zip(self.weights, gradients):
             weight.grad = gradient.contiguous()  # fused steps take weight and gradient in memory order
         self.optimizer.step()
@@ -254,6 +259,7 @@ class BackpropSolver:
 
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
+        self.transport.trace.mark("evaluate")
         with torch.no_grad():
             own = self.shard.tally(self._forward)
         tallies = self.transport.allgather(own, "evaluation")
