@@ -27,6 +27,7 @@ HALOS = {
     "pipelined": {"halo": "pipelined"},
     "pipelined, gamma 0.95": {"halo": "pipelined", "gamma": 0.95},
     "sampled, p 0.1": {"halo": "sampled", "boundary_share": 0.1},
+    "sampled, p 0.5": {"halo": "sampled", "boundary_share": 0.5},
     "quantized, 4 bits": {"halo": "quantized", "bits": 4},
     "broadcast": {"halo": "broadcast"},
     "mixgcn, K 1": {"chunks": 1},

@@ -30,6 +30,13 @@ SUMMARY = {
 }  # fmt: skip
 
 
+def tiny(solver: str) -> list[str]:
+    """TINY without the flags that a solver does not have."""
+    known = {field.name for field in flags_of(solver)} | {"dataset", "data_dir"}
+    pairs = zip(TINY[1::2], TINY[2::2])
+    return [TINY[0], *(word for flag, value in pairs if flag[2:].replace("-", "_") in known for word in (flag, value))]
+
+
 def flags_of(solver: str) -> list:
     """The hyper-parameters of a solver that the command line offers."""
     return [field for field in parameters(solver_class(solver)) if field.metadata["check"].flag]
@@ -153,7 +160,7 @@ def test_a_data_set_of_the_folder(run, data_dir, tmp_path):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_trains_from_the_command_line(run, solver, tmp_path):
-    assert run(*TINY, "--solver", solver, "--summary", tmp_path / "s.json")[0] == 0
+    assert run(*tiny(solver), "--solver", solver, "--summary", tmp_path / "s.json")[0] == 0
     assert json.loads((tmp_path / "s.json").read_text())["solver"] == solver
 
 
@@ -362,7 +369,7 @@ def test_bad_values_of_every_flag(refused, solver):
             try:
                 check.accept(value)
             except (ValueError, TypeError, KeyError, OverflowError):
-                err = refused(*TINY, "--solver", solver, f"{flag}={value}", words=[check.allowed])
+                err = refused(*tiny(solver), "--solver", solver, f"{flag}={value}", words=[check.allowed])
                 assert err.startswith(f"pdadmm: {field.name} = {value}")
 
 
