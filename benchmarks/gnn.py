@@ -1,9 +1,10 @@
 """GCN and MixGCN: accuracy of every halo, equality with one process, bytes against formulas, where the seconds go.
 
-    mpirun -n 4 python benchmarks/gnn.py accuracy --data-dir DIR --datasets cora,amazon_computers@random:20 --rows FILE
-    mpirun -n 4 python benchmarks/gnn.py equal --data-dir DIR --datasets cora
-    mpirun -n 4 python benchmarks/gnn.py time --data-dir DIR --datasets amazon_computers@random:20 --rows FILE
-    python benchmarks/gnn.py table --rows FILE
+    python benchmarks/gnn.py accuracy
+    mpirun -n 4 python benchmarks/gnn.py accuracy
+    mpirun -n 4 python benchmarks/gnn.py equal
+    mpirun -n 4 python benchmarks/gnn.py time
+    python benchmarks/gnn.py table
 
 "NAME@SPLIT" draws a split for each seed. Rows of JSON are appended; what a file holds already is not run again. One row
 of accuracy takes 10 s (Cora) to 2 min (PubMed) on two cores, equality 1 min, times 5 min.
@@ -33,7 +34,8 @@ HALOS = {
     "mixgcn, K 1": {"chunks": 1},
     "mixgcn, K 4": {"chunks": 4},
 }
-APPROXIMATE = [name for name in HALOS if name.split(",")[0] in ("one process", "pipelined", "sampled", "quantized")]
+APPROXIMATE = [name for name in HALOS if name.split(",")[0] in ("exact", "pipelined", "sampled", "quantized")]
+ACCURACY = "cora,citeseer,pubmed,amazon_computers@random:20"
 
 
 def graph_of(name: str, data_dir: str | None, seed: int):
@@ -116,17 +118,18 @@ def table(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("accuracy", "equal", "time", "table"))
-    parser.add_argument("--datasets", default="cora,pubmed,amazon_computers@random:20")
+    parser.add_argument("--datasets", help="data sets, separated by commas")
     parser.add_argument("--data-dir")
     parser.add_argument("--halos", help="names of HALOS, separated by semicolons")
-    parser.add_argument("--hidden", type=int, default=16)
+    parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--rows", default="gnn.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    given.datasets = given.datasets or {"accuracy": ACCURACY, "time": "amazon_computers@random:20"}.get(given.task, "cora")
     halos = given.halos.split(";") if given.halos else None
     if given.task == "accuracy":
-        run(given, halos or APPROXIMATE, {"hidden": given.hidden, "eval_every": 2})
+        run(given, halos or (APPROXIMATE if launched_size() > 1 else ["one process"]), {"hidden": given.hidden, "eval_every": 2})
     elif given.task == "time":
         run(given, halos or list(HALOS), {"hidden": given.hidden, "iterations": 30, "eval_every": 30})
     else:
