@@ -50,7 +50,8 @@ def test_a_benchmark_prints_its_ratios(run, name):
 def test_time_to_accuracy_reads_a_contest(run, tmp_path):
     contest = {"dataset": "digits", "split": None, "split_seeds": "same", "hidden": 8, "common": {"eval_every": 2}}
     runs = [{"history": {"val_accuracy": [None, 0.2, None, 0.4]}}]
-    rows = [{"solver": name, "layers": 3, "parameters": {"iterations": 4}, "runs": runs} for name in ("adam", "pdadmm-g")]
+    row = {"layers": 3, "parameters": {"iterations": 4}, "runs": runs}
+    rows = [{"solver": name, **row} for name in ("adam", "pdadmm-g")]
     file = tmp_path / "digits.json"
     file.write_text(json.dumps({"contest": contest, "commands": [], "targets": [], "rows": rows}))
     out = run("time_to_accuracy", str(file), "--layers", "3", "--seeds", "1")
