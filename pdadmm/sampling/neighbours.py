@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from pdadmm.data.splits import generator
-from pdadmm.models.gnn import Aggregation
 from pdadmm.baselines.dropout import node_bits
 from pdadmm.baselines.shards import run_of
+from pdadmm.data.splits import generator
+from pdadmm.models.gnn import Aggregation
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
 __all__ = ["NeighbourSampler"]
