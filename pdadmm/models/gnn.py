@@ -178,6 +178,8 @@ class GNN(torch.nn.Module):
     torch.Size([5, 3])
     """
 
+    FORMAT = "pdadmm-gnn-1"
+
     def __init__(
         self, architecture: str, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32
     ) -> None:
@@ -210,3 +212,13 @@ class GNN(torch.nn.Module):
         return forward(
             self.architecture, [Aggregation(S)] * len(self.layers), X, self.weights(), self.activation_name
         )
+
+    def description(self) -> dict:
+        """Return what a file says of the network beside its weights."""
+        own = {"format": self.FORMAT, "architecture": self.architecture}
+        return own | {"widths": self.widths, "activation": self.activation_name}
+
+    @classmethod
+    def from_description(cls, described: dict, dtype: torch.dtype) -> GNN:
+        """Build a network, its weights yet to be loaded, from what ``description`` returned."""
+        return cls(described["architecture"], described["widths"], described["activation"], dtype)
