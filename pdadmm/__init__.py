@@ -18,12 +18,14 @@ _HOMES = {
     "DivergenceError": "pdadmm.errors",
     "GAMLP": "pdadmm.models.gamlp",
     "GD": "pdadmm.baselines.estimator",
+    "GIST": "pdadmm.gist.estimator",
     "Graph": "pdadmm.data",
     "History": "pdadmm.history",
     "InputError": "pdadmm.errors",
     "PDADMMG": "pdadmm.admm.estimator",
     "PDADMMGQ": "pdadmm.admm.estimator",
     "Quantizer": "pdadmm.admm.quantizer",
+    "SampledGNN": "pdadmm.sampling.estimator",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
     "load_dataset": "pdadmm.data",
@@ -40,8 +42,10 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.baselines.estimator import GD, Adadelta, Adagrad, Adam
     from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
     from pdadmm.errors import DivergenceError, InputError
+    from pdadmm.gist.estimator import GIST
     from pdadmm.history import History
     from pdadmm.models.gamlp import GAMLP, load_model
+    from pdadmm.sampling.estimator import SampledGNN
 
 
 def __getattr__(name: str):

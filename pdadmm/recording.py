@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["Best", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
+__all__ = ["Best", "Breakdown", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
 
 
 class Clock:
@@ -25,6 +27,23 @@ class Clock:
 
     def stop(self) -> None:
         self.seconds += time.perf_counter() - self._since
+
+
+class Breakdown(dict):
+    """Seconds by kind of work: ``with breakdown("sparse"): ..`` adds to one entry.
+
+    >>> breakdown = Breakdown()
+    >>> with breakdown("sparse"):
+    ...     pass
+    >>> list(breakdown)
+    ['sparse']
+    """
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self[kind] = self.get(kind, 0.0) + time.perf_counter() - began
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor
 from pdadmm.baselines.initial import MASK, generator
 from pdadmm.quantize.noise import seed_words
 
-__all__ = ["BLOCK", "draw_mask", "drop_nodes", "node_bits"]
+__all__ = ["BLOCK", "draw_mask", "drop_nodes", "entry_mask", "node_bits", "node_mask"]
 
 BLOCK = 256  # training nodes that share a draw
 CHUNK = 1 << 17  # random numbers made at a time: they stay in cache, which is three times as fast
@@ -47,33 +47,66 @@ def node_bits(key: tuple[int, ...], nodes: np.ndarray, width: int, bits: int = 1
     """
     lanes = 64 // bits
     words = -(-width // lanes)
+    z = mixed(key, nodes.astype(np.uint64)[:, None] * np.uint64(words), np.arange(words))
+    return z.astype("<u8", copy=False).view(f"<u{bits // 8}")[:, :width]
+
+
+def mixed(key: tuple[int, ...], first: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Return the words number ``first + place`` of SplitMix64 started from ``key``."""
     high, low = seed_words(key)
-    z = nodes.astype(np.uint64)[:, None] * np.uint64(words) + np.arange(1, words + 1, dtype=np.uint64)
+    z = first + (place.astype(np.uint64) + np.uint64(1))
     z *= np.uint64(0x9E3779B97F4A7C15)
     z += np.uint64(high << 32 | low)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z ^= z >> np.uint64(shift)
         z *= np.uint64(factor)
     z ^= z >> np.uint64(31)
-    return z.view(np.uint16 if bits == 16 else np.uint32)[:, :width]
+    return z
+
+
+def node_mask(
+    key: tuple[int, ...], nodes: np.ndarray, width: int, share: float, dtype: torch.dtype
+) -> Tensor | None:
+    """Return what dropout multiplies h (nodes, width) with: 0, or 1 / (1 - share); None where ``share`` is 0.
+
+    ``key`` is (seed, iteration, layer). The probability is rounded to a multiple of 2^-16.
+    """
+    if not share:
+        return None
+    kept, mask = kept_of(share), torch.empty(len(nodes), width, dtype=dtype)
+    step = max(1, CHUNK // max(1, width))
+    for start in range(0, len(nodes), step):
+        stays = node_bits((key[0], MASK, *key[1:]), nodes[start : start + step], width) < kept
+        mask[start : start + step].copy_(torch.from_numpy(stays)).mul_(65536 / kept)
+    return mask
+
+
+def kept_of(share: float) -> int:
+    """Return how many of 65536 numbers stay where ``share`` of them is dropped, at least one."""
+    return max(1, round((1.0 - share) * 65536))
+
+
+def entry_mask(key: tuple[int, ...], nodes: np.ndarray, columns: np.ndarray, width: int, share: float) -> np.ndarray:
+    """Return the entries (node, column) of ``node_mask`` one by one, in float64: for sparse matrices.
+
+    >>> whole = node_mask((0, 1, 0), np.arange(5), 7, 0.5, torch.float64)
+    >>> entry_mask((0, 1, 0), np.array([4, 2]), np.array([6, 0]), 7, 0.5).tolist() == [whole[4, 6], whole[2, 0]]
+    True
+    """
+    lanes, kept = 4, kept_of(share)
+    words = mixed((key[0], MASK, *key[1:]), nodes.astype(np.uint64) * np.uint64(-(-width // lanes)), columns // lanes)
+    found = words >> (columns % lanes * 16).astype(np.uint64) & np.uint64(0xFFFF)
+    return (found < kept) * (65536 / kept)
 
 
 def drop_nodes(h: Tensor, seed: int, iteration: int, layer: int, nodes: np.ndarray, share: float) -> Tensor:
     """Return h (nodes, width) with dropout: each number stays with probability 1 - share, divided by that.
 
-    The mask is keyed by (seed, iteration, layer, global node number, column); the probability is rounded to a
-    multiple of 2^-16. ``share`` 0 returns h itself.
+    The mask is keyed by (seed, iteration, layer, global node number, column).
 
     >>> h = drop_nodes(torch.ones(100, 8), 0, 1, 0, np.arange(100), 0.5)
     >>> sorted(set(h.flatten().tolist())), bool(abs(h.mean() - 1) < 0.2)
     ([0.0, 2.0], True)
     """
-    if not share:
-        return h
-    kept = max(1, round((1.0 - share) * 65536))
-    key, mask = (seed, MASK, iteration, layer), torch.empty(h.shape, dtype=h.dtype)
-    step = max(1, CHUNK // max(1, h.shape[1]))
-    for start in range(0, len(nodes), step):
-        stays = node_bits(key, nodes[start : start + step], h.shape[1]) < kept
-        mask[start : start + step].copy_(torch.from_numpy(stays)).mul_(65536 / kept)
-    return h * mask
+    mask = node_mask((seed, iteration, layer), nodes, h.shape[1], share, h.dtype)
+    return h if mask is None else h * mask

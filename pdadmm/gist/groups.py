@@ -11,7 +11,7 @@ import numpy as np
 from pdadmm.data.splits import generator
 from pdadmm.models.gnn import ARCHITECTURES
 
-__all__ = ["Groups", "Matrix", "columns_of", "deal_groups", "matrices", "sub_words"]
+__all__ = ["Groups", "Matrix", "columns_of", "deal_groups", "matrices"]
 
 
 Groups = list[list[np.ndarray]]  # of each hidden layer, the dimensions of each worker
@@ -71,17 +71,3 @@ def deal_groups(seed: int, round_: int, widths: Sequence[int], parts: int) -> Gr
         [np.sort(part) for part in np.array_split(generator(seed, f"groups {round_} {layer}").permutation(n), parts)]
         for layer, n in enumerate(widths[1:-1], start=1)
     ]
-
-
-def sub_words(architecture: str, widths: Sequence[int], parts: int) -> float:
-    """Return the mean number of weights and biases that a worker trains in a round, the output's biases included.
-
-    With d the hidden width, d_0 the features and C the classes, L - 1 hidden layers and m parts, this is the GIST paper's
-    count: c (d_0 d / m + (L - 2) (d / m)^2 + C d / m) + (L - 1) d / m + C, with c = 2 for GraphSAGE and 1 for GCN.
-
-    >>> sub_words("gcn", [100, 16, 7], 2)
-    863.0
-    """
-    copies, hidden = ARCHITECTURES[architecture].copies, [width / parts for width in widths[1:-1]]
-    inner = [widths[0], *hidden, widths[-1]]
-    return float(sum(copies * m * n for m, n in itertools.pairwise(inner)) + sum(hidden) + widths[-1])

@@ -67,13 +67,11 @@ class Homes:
     # Rounds: blocks go out to their workers and come back
 
     def scatter(self, groups: Groups) -> dict[int, list[Tensor]]:
-        """Send every worker its blocks, (planes, rows, columns) each; return those of this rank's workers. Collective."""
+        """Send every worker its blocks; return this rank's workers', (planes, rows, columns) each. Collective."""
 
         def shape(key: Key) -> tuple[int, ...]:
             home, worker, k = key
-            local, columns = self._cut(groups, home, worker, k)
-            matrix = self.matrices[k]
-            return matrix.planes, len(local), matrix.shape[1] if columns is None else len(columns)
+            return self._shape(self.matrices[k].planes, groups, home, worker, k)
 
         def block(key: Key) -> Tensor:
             home, worker, k = key
@@ -98,14 +96,11 @@ class Homes:
 
         def shape(key: Key) -> tuple[int, ...]:
             worker, home, k = key
-            local, columns = self._cut(groups, home, worker, k)
-            return planes(k), len(local), self.matrices[k].shape[1] if columns is None else len(columns)
+            return self._shape(planes(k), groups, home, worker, k)
 
         def block(key: Key) -> Tensor:
             worker, home, k = key
-            first = sum(len(self._cut(groups, before, worker, k)[0]) for before in range(home))
-            rows = slice(first, first + len(self._cut(groups, home, worker, k)[0]))
-            return blocks[worker][k][: planes(k), rows]
+            return blocks[worker][k][: planes(k), self._shared(groups, home, worker, k)]
 
         for (worker, home, k), came in self._travel(block, shape, kind).items():
             local, columns = self._cut(groups, home, worker, k)
@@ -115,18 +110,26 @@ class Homes:
                 else:
                     plane[local[:, None], columns] = values
 
+    def _shared(self, groups: Groups, home: int, worker: int, k: int) -> slice:
+        """Return which of a worker's rows of a matrix live in a home."""
+        run = self.run(self.matrices[k], home)
+        return slice(*np.searchsorted(groups[self.matrices[k].rows - 1][worker], [run.start, run.stop]).tolist())
+
     def _cut(self, groups: Groups, home: int, worker: int, k: int) -> tuple[Tensor, Tensor | None]:
-        """Return which of its own rows of a matrix a home shares with a worker, and the worker's columns; None is all."""
+        """Return which of its own rows of a matrix a home shares with a worker, and that one's columns (None: all)."""
         matrix = self.matrices[k]
-        group, run = groups[matrix.rows - 1][worker], self.run(matrix, home)
-        first, stop = np.searchsorted(group, [run.start, run.stop])
+        local = groups[matrix.rows - 1][worker][self._shared(groups, home, worker, k)] - self.run(matrix, home).start
         columns = columns_of(matrix, groups, worker)
-        return torch.from_numpy(group[first:stop] - run.start), None if columns is None else torch.from_numpy(columns)
+        return torch.from_numpy(local), None if columns is None else torch.from_numpy(columns)
+
+    def _shape(self, planes: int, groups: Groups, home: int, worker: int, k: int) -> tuple[int, int, int]:
+        shared, columns = self._shared(groups, home, worker, k), columns_of(self.matrices[k], groups, worker)
+        return planes, shared.stop - shared.start, self.matrices[k].shape[1] if columns is None else len(columns)
 
     def _travel(
         self, block: Callable[[Key], Tensor], shape: Callable[[Key], tuple[int, ...]], kind: str
     ) -> dict[Key, Tensor]:
-        """Send ``block(key)`` from every (sender, receiver, matrix) of this rank; return what came in. One all-to-all."""
+        """Send ``block(key)`` for every (sender, receiver, matrix) of this rank; return what came. One all-to-all."""
         every = range(len(self.matrices))
         leaving = [[(s, r, k) for s in self.own for r in host for k in every] for host in self.hosts]
         coming = [[(s, r, k) for s in host for r in self.own for k in every] for host in self.hosts]
@@ -142,24 +145,44 @@ class Homes:
         parts = incoming.split([math.prod(shape(key)) for key in keys])
         return {key: part.view(shape(key)) for key, part in zip(keys, parts)}
 
-    def predicted_bytes(self, groups: Groups) -> int:
+    def mean_output(self, biases: dict[int, Tensor], kind: str = "blocks") -> Tensor:
+        """Return the mean of the workers' copies (3, C) of the output's bias, in the workers' order. Collective."""
+        size, numbers = self.transport.size, self.output.numel()
+        own = torch.cat([torch.empty(0, dtype=self.dtype), *(biases[worker].flatten() for worker in self.own)])
+        every = torch.empty(self.parts * numbers, dtype=self.dtype)
+        counts = [len(host) * numbers for host in self.hosts]
+        self.transport.alltoall(own.repeat(size), [len(own)] * size, every, counts, kind)
+        return every.view(self.parts, *self.output.shape).mean(0)
+
+    # What it takes
+
+    def scatter_bytes(self, groups: Groups) -> int:
         """Return what all ranks together send as a round's blocks go out, and again as they come back.
 
         A number stays where its home and its worker are on one rank.
         """
         host_of = {home: rank for rank, host in enumerate(self.hosts) for home in host}
-        numbers = 0
-        for worker in range(self.parts):
-            for home in range(self.parts):
-                if host_of[home] == host_of[worker]:
-                    continue
-                for k, matrix in enumerate(self.matrices):
-                    local, columns = self._cut(groups, home, worker, k)
-                    numbers += matrix.planes * len(local) * (matrix.shape[1] if columns is None else len(columns))
-        return numbers * self.output.element_size()
+        pairs = [(home, worker) for home in host_of for worker in host_of if host_of[home] != host_of[worker]]
+        numbers = sum(
+            math.prod(self._shape(matrix.planes, groups, home, worker, k))
+            for home, worker in pairs
+            for k, matrix in enumerate(self.matrices)
+        )
+        return numbers * self.dtype.itemsize
 
-    def average_output(self, biases: dict[int, Tensor]) -> None:
-        """Set the output's bias, m and v to the mean of the workers' copies (3, C), in the workers' order. Collective."""
-        own = torch.stack([biases[worker] for worker in self.own]) if len(self.own) else torch.empty(0, 3, 0)
-        copies = [part for part in self.transport.allgather(own.numpy(), "blocks") if len(part)]
-        self.output = torch.from_numpy(np.concatenate(copies)).mean(0)
+    def output_bytes(self) -> int:
+        """Return what all ranks together send for ``mean_output``."""
+        return self.parts * self.output.numel() * (self.transport.size - 1) * self.dtype.itemsize
+
+    def round_bytes(self) -> float:
+        """Return what all ranks together send in a round on average over the draws of groups.
+
+        Of each matrix a worker trains 1/m of the rows and, where it is cut there, 1/m of the columns, and the biases.
+        A number's home is on the worker's rank with probability sum (homes of the rank / m)^2.
+        """
+        m, numbers = self.parts, 0.0
+        for matrix in self.matrices:
+            columns = matrix.shape[1] if matrix.columns is None else (matrix.shape[1] - 1) / m + 1
+            numbers += matrix.planes * matrix.shape[0] / m * columns
+        moving = 1.0 - sum((len(host) / m) ** 2 for host in self.hosts)
+        return 2 * m * numbers * moving * self.dtype.itemsize + self.output_bytes()

@@ -7,7 +7,7 @@ from collections import Counter
 __all__ = ["PAYLOAD_KINDS", "Ledger", "ring_bytes"]
 
 # The kinds an iteration of the algorithm sends; everything else counts as "other".
-PAYLOAD_KINDS = ("p", "q", "gradients")
+PAYLOAD_KINDS = ("p", "q", "gradients", "blocks")
 
 
 class Ledger:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.models.gnn import Aggregation
+from pdadmm.recording import Breakdown
 
 __all__ = ["Batch", "Sampler", "csr", "entries_of", "induced"]
 
@@ -29,6 +30,12 @@ class Batch:
     nodes: np.ndarray
     count: float
     shares: np.ndarray | None = None
+
+    def count_times(self, times: Breakdown) -> Batch:
+        """Have the seconds of its sparse products counted; return itself."""
+        for operator in self.operators:
+            operator.times = times
+        return self
 
 
 class Sampler(Protocol):
