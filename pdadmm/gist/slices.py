@@ -12,7 +12,7 @@ from pdadmm.admm.activations import get_activation
 from pdadmm.gist.groups import Matrix
 from pdadmm.gist.homes import Homes
 from pdadmm.models.gnn import Aggregation
-from pdadmm.sampling.network import Features, first_layer
+from pdadmm.sampling.network import Features, layer
 
 __all__ = ["infer_in_slices", "layer_of"]
 
@@ -40,7 +40,7 @@ def infer_in_slices(homes: Homes, weights: dict[int, Sequence[Tensor]], output: 
     f, nodes = get_activation(activation), np.arange(S.S.shape[0])
     x = features.rows(nodes)
     h = {
-        home: f(first_layer(homes.architecture, S, x, *layer_of(homes.matrices[0], own[0])))
+        home: f(layer(homes.architecture, S, x, *layer_of(homes.matrices[0], own[0])))
         for home, own in weights.items()
     }
     for k in range(1, len(homes.matrices) - 1):

@@ -1,4 +1,4 @@
-"""The network on a batch: features of its nodes, dropout keyed by node, the first layer in its cheap order."""
+"""The network on a batch: features of its nodes, dropout keyed by node, products in their cheaper order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pdadmm.admm.activations import get_activation
 from pdadmm.baselines.dropout import drop_nodes, entry_mask
-from pdadmm.models.gnn import ARCHITECTURES, Aggregation, forward
+from pdadmm.models.gnn import ARCHITECTURES, Aggregation, dense_input
 from pdadmm.recording import Breakdown
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
-__all__ = ["Dropout", "Features", "batch_logits", "first_layer"]
+__all__ = ["Dropout", "Features", "batch_logits", "layer"]
 
 DENSE = 0.25  # share of non-zeros from which features are kept dense
 
@@ -67,16 +68,17 @@ class Features:
         return x
 
 
-def first_layer(architecture: str, S: Aggregation, x: Tensor | Aggregation, W: Tensor, b: Tensor) -> Tensor:
-    """Return z_1 (rows of S, n_1), the product first: S (x W^T) + b; for GraphSAGE x W_a^T + S (x W_b^T) + b.
+def layer(architecture: str, S: Aggregation, h: Tensor | Aggregation, W: Tensor, b: Tensor) -> Tensor:
+    """Return z (rows of S, n) = (S h) W^T + b, or [h, S h] W^T + b for GraphSAGE, the cheaper product first.
 
-    Sparse features make the product cheap, and the sum runs over n_1 columns instead of n_0.
+    The sum over neighbours runs over the narrower of h and h W^T; sparse features meet W first.
     """
-    rows = S.S.shape[0]
-    parts = W.chunk(ARCHITECTURES[architecture].copies, dim=1)
-    projected = [x(part.T) if isinstance(x, Aggregation) else x @ part.T for part in parts]
-    own = projected[0][:rows] if len(parts) == 2 else 0.0
-    return own + S(projected[-1]) + b
+    copies, rows = ARCHITECTURES[architecture].copies, S.S.shape[0]
+    if isinstance(h, Tensor) and h.shape[1] <= len(W):
+        return F.linear(dense_input(architecture, S, h), W, b)
+    parts = [h(part.T) if isinstance(h, Aggregation) else h @ part.T for part in W.chunk(copies, dim=1)]
+    mixed = S(parts[-1]) + b
+    return mixed if copies == 1 else parts[0][:rows] + mixed
 
 
 def batch_logits(
@@ -88,14 +90,9 @@ def batch_logits(
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Return the logits of the batch's ``nodes``, differentiable in the weights [(W_1, b_1), .., (W_L, b_L)]."""
-    z = first_layer(architecture, batch.operators[0], features.rows(batch.sources[0], dropout), *weights[0])
-    if len(weights) > 1:
-
-        def drop(layer: int, h: Tensor) -> Tensor:
-            return dropout(h, layer + 1, batch.sources[layer + 1])
-
-        h = get_activation(activation)(z)
-        z = forward(
-            architecture, batch.operators[1:], h, weights[1:], activation, None if dropout is None else drop
-        )
+    f, h = get_activation(activation), features.rows(batch.sources[0], dropout)
+    z = layer(architecture, batch.operators[0], h, *weights[0])
+    for number, (S, nodes, (W, b)) in enumerate(zip(batch.operators[1:], batch.sources[1:], weights[1:]), start=1):
+        h = f(z) if dropout is None else dropout(f(z), number, nodes)
+        z = layer(architecture, S, h, W, b)
     return z[torch.from_numpy(batch.outputs)]
