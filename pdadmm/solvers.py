@@ -29,6 +29,8 @@ SOLVERS = {
         SolverRow("adadelta", "pdadmm.baselines.estimator", "Adadelta", "backpropagation with Adadelta"),
         SolverRow("adagrad", "pdadmm.baselines.estimator", "Adagrad", "backpropagation with Adagrad"),
         SolverRow("adam", "pdadmm.baselines.estimator", "Adam", "backpropagation with Adam"),
+        SolverRow("gcn", "pdadmm.baselines.gcn", "GCN", "GCN or GraphSAGE on the whole graph, nodes over ranks"),
+        SolverRow("mixgcn", "pdadmm.baselines.gcn", "MixGCN", "the same by mixed parallelism, features and nodes"),
         SolverRow("sage", "pdadmm.sampling.estimator", "SampledGNN", "GraphSAGE or GCN on sampled pieces of the graph"),
         SolverRow("gist", "pdadmm.gist.estimator", "GIST", "a wide GCN or GraphSAGE as narrow ones over ranks"),
     )

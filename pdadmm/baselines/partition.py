@@ -21,10 +21,8 @@ def _metis(pattern: sp.csr_array, parts: int, seed: int) -> np.ndarray:
     import pymetis
 
     options = pymetis.Options(objtype=int(pymetis.ObjType.VOL), seed=seed % 2**31)
-    found = pymetis.part_graph(
-        parts, xadj=pattern.indptr, adjncy=pattern.indices, options=options, recursive=False
-    )
-    return np.asarray(found[1])
+    adjacency = pymetis.CSRAdjacency(pattern.indptr, pattern.indices)
+    return np.asarray(pymetis.part_graph(parts, adjacency, options=options, recursive=False)[1])
 
 
 def _bfs(pattern: sp.csr_array, parts: int, seed: int) -> np.ndarray:

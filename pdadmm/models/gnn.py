@@ -25,6 +25,7 @@ __all__ = [
     "GNN",
     "Aggregation",
     "Architecture",
+    "activate",
     "dense_input",
     "forward",
     "infer",
@@ -122,6 +123,12 @@ def dense_input(architecture: str, S: Callable[[Tensor], Tensor], h: Tensor) -> 
     return mixed if ARCHITECTURES[architecture].copies == 1 else torch.cat([h[: len(mixed)], mixed], dim=1)
 
 
+def activate(activation: str, z: Tensor) -> Tensor:
+    """Return f(z); the derivative of relu at 0 is 0, as torch has it: dropout and lone nodes make exact zeros."""
+    slope = get_activation(activation).negative_slope
+    return F.relu(z) if slope == 0.0 else F.leaky_relu(z, slope)
+
+
 def forward(
     architecture: str,
     operators: Sequence[Callable[[Tensor], Tensor]],
@@ -136,12 +143,11 @@ def forward(
     sampled blocks. ``weights`` are (W, b), W (n_l, copies n_{l-1}); narrower slices of them (sub-networks) fit
     as well. ``dropout(l, h_l)`` returns h_l with dropout, l from 0. Differentiable in h and the weights.
     """
-    f = get_activation(activation)
     last = len(weights) - 1
     for l, (S, (W, b)) in enumerate(zip(operators, weights)):
         h = h if dropout is None else dropout(l, h)
         z = F.linear(dense_input(architecture, S, h), W, b)
-        h = z if l == last else f(z)
+        h = z if l == last else activate(activation, z)
     return h
 
 
