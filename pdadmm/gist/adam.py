@@ -17,7 +17,10 @@ def adam_step_(block: Tensor, gradient: Tensor, learning_rate: float, weight_dec
 
     ``block`` holds the planes w, m, v, and a fourth of t where every number has its own; else t is ``step``.
 
-    >>> block = torch.zeros(3, 1); adam_step_(block, torch.ones(1), 0.1, 0.0, 1); round(float(block[0]), 6)
+    >>> import torch
+    >>> block = torch.zeros(3, 1)
+    >>> adam_step_(block, torch.ones(1), 0.1, 0.0, 1)
+    >>> round(float(block[0]), 6)
     -0.1
     """
     w, m, v = block[:3]

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdadmm.admm.activations import get_activation
 from pdadmm.gist.groups import Matrix
 from pdadmm.gist.homes import Homes
-from pdadmm.models.gnn import Aggregation
+from pdadmm.models.gnn import Aggregation, activate
 from pdadmm.sampling.network import Features, layer
 
 __all__ = ["infer_in_slices", "layer_of"]
@@ -37,14 +36,14 @@ def infer_in_slices(homes: Homes, weights: dict[int, Sequence[Tensor]], output: 
     homes, matrix by matrix, ``output`` the output's bias. Between hidden layers slices S h travel from each home to
     all ranks, at the end partial logits; both as "evaluation". Sums are taken in the order of the homes. Collective.
     """
-    f, nodes = get_activation(activation), np.arange(S.S.shape[0])
+    nodes = np.arange(S.S.shape[0])
     x = features.rows(nodes)
     h = {
-        home: f(layer(homes.architecture, S, x, *layer_of(homes.matrices[0], own[0])))
+        home: activate(activation, layer(homes.architecture, S, x, *layer_of(homes.matrices[0], own[0])))
         for home, own in weights.items()
     }
     for k in range(1, len(homes.matrices) - 1):
-        h = {home: f(z) for home, z in _hidden_layer(homes, k, weights, S, h, len(nodes)).items()}
+        h = {home: activate(activation, z) for home, z in _hidden_layer(homes, k, weights, S, h, len(nodes)).items()}
     last = len(homes.matrices) - 1
     own = [(h[home] @ weights[home][last]).numpy() for home in homes.own]
     parts = homes.transport.allgather(own, "evaluation")

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pdadmm.admm.activations import get_activation
 from pdadmm.baselines.dropout import drop_nodes, entry_mask
-from pdadmm.models.gnn import ARCHITECTURES, Aggregation, dense_input
+from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, dense_input
 from pdadmm.recording import Breakdown
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
@@ -90,9 +89,9 @@ def batch_logits(
     dropout: Dropout | None = None,
 ) -> Tensor:
     """Return the logits of the batch's ``nodes``, differentiable in the weights [(W_1, b_1), .., (W_L, b_L)]."""
-    f, h = get_activation(activation), features.rows(batch.sources[0], dropout)
-    z = layer(architecture, batch.operators[0], h, *weights[0])
+    z = layer(architecture, batch.operators[0], features.rows(batch.sources[0], dropout), *weights[0])
     for number, (S, nodes, (W, b)) in enumerate(zip(batch.operators[1:], batch.sources[1:], weights[1:]), start=1):
-        h = f(z) if dropout is None else dropout(f(z), number, nodes)
+        h = activate(activation, z)
+        h = h if dropout is None else dropout(h, number, nodes)
         z = layer(architecture, S, h, W, b)
     return z[torch.from_numpy(batch.outputs)]
