@@ -4,9 +4,9 @@
     python benchmarks/gist.py bytes
     mpirun -n 4 python benchmarks/gist.py memory --hidden 6144 --limit-mib 900
 
-accuracy: one process works for all m workers of a round in turn, so a worker's time is an m-th of its time. Equal time
-is as many epochs as a worker has time for while the wide network (m = 1) trains its own; both are read off one run
-by validation accuracy. bytes: a round's bytes by GIST's formula and as sent, on 4 ranks. memory: a model that a process
+accuracy: one process works for all m workers of a round in turn, so a worker's time is an m-th of its processor time
+("ms", of an epoch). Equal time is as many epochs as a worker has time for while the wide network (m = 1) trains its
+own; both are read off one run by validation accuracy. bytes: a round's bytes by GIST's formula and as sent, on 4 ranks. memory: a model that a process
 of limited memory cannot hold.
 """
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,33 +38,38 @@ def best(history: list[dict], epochs: int) -> float:
 
 def accuracy(given: argparse.Namespace) -> None:
     rows = []
-    print("| graph | width | m | equal epochs | equal time | epochs in equal time |\n|" + "---|" * 6, flush=True)
+    print("| graph | width | m | ms | equal epochs | equal time | epochs in equal time |\n|" + "---|" * 7, flush=True)
     for name, width, epochs in (part.split(":") for part in given.runs.split(",")):
-        graph, own = load_dataset(name, given.data_dir), []
-        for seed in range(given.seeds):
-            wide = None
-            for m in PARTS:
-                row = run(graph, m, int(width), int(epochs), seed, wide, given)
-                wide = row["seconds"] if m == 1 else wide
-                own.append({"graph": name, "width": int(width), "m": m, "seed": seed} | row)
-                Path(given.rows).write_text("".join(json.dumps(row) + "\n" for row in [*rows, *own]))
-        rows += own
+        graph = load_dataset(name, given.data_dir)
+        solvers = {m: partial(solver, m, int(width), given) for m in PARTS}
+        seconds = {m: epoch_seconds(graph, solvers[m]) / m for m in PARTS}
         for m in PARTS:
-            mine = [row for row in own if row["m"] == m]
-            cells = [spread([row[key] for row in mine]) for key in ("equal_epochs", "equal_time")]
-            in_time = statistics.median(row["epochs"] for row in mine)
-            print(f"| {name} | {width} | {m} | {cells[0]} | {cells[1]} | {in_time:.0f} |", flush=True)
+            own = []
+            for seed in range(given.seeds):
+                in_time = round(int(epochs) * seconds[1] / seconds[m])
+                history = solvers[m](seed=seed, iterations=max(int(epochs), in_time)).fit(graph).history_
+                figures = {"equal_epochs": best(history, int(epochs)), "equal_time": best(history, in_time)}
+                own.append({"graph": name, "width": int(width), "m": m, "seed": seed, "in_time": in_time} | figures)
+                Path(given.rows).write_text("".join(json.dumps(row) + "\n" for row in [*rows, *own]))
+            rows += own
+            cells = [spread([row[key] for row in own]) for key in ("equal_epochs", "equal_time")]
+            print(f"| {name} | {width} | {m} | {1e3 * seconds[m]:.1f} | {cells[0]} | {cells[1]} | {in_time} |", flush=True)
 
 
-def run(graph, m: int, width: int, epochs: int, seed: int, wide: float | None, given: argparse.Namespace) -> dict:
-    """Train one seed until its workers took the time of the wide network; read both figures off."""
-    solver = GIST(
-        parts=m, hidden=width, local_steps=given.local_steps, iterations=epochs * m, seed=seed, threads=1,
-        eval_every=given.eval_every, max_seconds=None if wide is None else m * wide,
-    )  # fmt: skip
-    history = solver.fit(graph).history_
-    figures = {"equal_epochs": best(history, epochs), "equal_time": best(history, len(history))}
-    return {"seconds": history[-1]["seconds"], "epochs": len(history), **figures}
+def solver(m: int, width: int, given: argparse.Namespace, **more) -> GIST:
+    own = {"local_steps": given.local_steps, "eval_every": given.eval_every, "threads": 1} | more
+    return GIST(parts=m, hidden=width, **own)
+
+
+def epoch_seconds(graph, make) -> float:
+    """Return the processor seconds of an epoch of all workers: of more epochs less those of few, median of three."""
+
+    def spent(iterations: int) -> float:
+        began = time.process_time()
+        make(iterations=iterations, eval_every=1000).fit(graph)
+        return time.process_time() - began
+
+    return statistics.median((spent(25) - spent(5)) / 20 for _ in range(3))
 
 
 def main() -> None:

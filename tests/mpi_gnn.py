@@ -18,7 +18,7 @@ from pdadmm.solvers import solver_class
 __all__ = ["APPROXIMATE", "CASES", "COMMON", "EXACT", "JOBS", "graph_of", "run_cases"]
 
 COMMON = {"layers": 3, "hidden": 7, "iterations": 50, "dtype": "float64", "dropout": 0.3, "patience": None}
-SHORT = {"iterations": 12}
+SHORT = {"iterations": 8}
 
 # Equal to one process whatever the ranks: name -> (solver, graph, hyper-parameters)
 EXACT = {
@@ -45,7 +45,13 @@ APPROXIMATE = {
     "quantized-8": ("gcn", "odd", {"halo": "quantized", "partition": "bfs", "architecture": "sage"} | SHORT),
 }
 CASES = EXACT | APPROXIMATE
-JOBS = {1: ("exact", "mixgcn"), 2: tuple(EXACT), 3: tuple(CASES), 4: tuple(EXACT)}
+# Ranks -> the cases that so many of them fit
+JOBS = {
+    4: ("exact", "mixgcn", "hash", "tiny", "tiny-mixgcn"),
+    3: tuple(CASES),
+    2: ("exact", "mixgcn", "auto"),
+    1: ("exact", "mixgcn-chunks"),
+}
 
 
 def graph_of(name: str) -> Graph:
@@ -77,16 +83,20 @@ def run_cases(names: Iterable[str], out: Path, rank: int, comm=None) -> None:
 
 
 def main(out: Path) -> None:
-    """The first P of this job's ranks fit the cases of P, one number of ranks after another."""
+    """Four ranks together, then three beside one, then two: a rank that waits takes a core from the others."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    for ranks, names in JOBS.items():
-        comm = world.Split(color=int(world.rank < ranks), key=world.rank)
-        if world.rank < ranks:
-            folder = out / str(ranks)
-            folder.mkdir(exist_ok=True)
-            run_cases(names, folder, world.rank, comm)
+    for sizes in ((4,), (3, 1), (2, 2)):
+        group = next(g for g in range(len(sizes)) if world.rank < sum(sizes[: g + 1]))
+        comm = world.Split(color=group, key=world.rank)
+        if sizes == (2, 2) and group:  # once is enough
+            break
+        folder = out / str(comm.size)
+        if comm.rank == 0:
+            folder.mkdir()
+        comm.Barrier()
+        run_cases(JOBS[comm.size], folder, comm.rank, comm)
 
 
 if __name__ == "__main__":

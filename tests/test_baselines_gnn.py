@@ -257,9 +257,9 @@ def test_the_drawn_sum_is_right_on_average():
     h = torch.from_numpy(np.random.default_rng(0).normal(size=(len(whole.halo), 2)).astype(np.float32))
     total = sum(
         halo.outer(h[torch.from_numpy(np.searchsorted(whole.halo, halo.halo))])
-         for halo in (draw(whole, 0.3, (1, epoch)) for epoch in range(1500))
+         for halo in (draw(whole, 0.3, (1, epoch)) for epoch in range(300))
     )  # fmt: skip
-    torch.testing.assert_close(total / 1500, whole.outer(h), rtol=0, atol=0.5)
+    torch.testing.assert_close(total / 300, whole.outer(h), rtol=0, atol=1.0)
 
 
 @given(st.integers(0, 500), st.integers(1, 100), st.integers(1, 16))

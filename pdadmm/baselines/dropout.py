@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from pdadmm.baselines.initial import MASK, generator
 from pdadmm.quantize.noise import seed_words
 
-__all__ = ["BLOCK", "draw_mask", "drop_nodes", "entry_mask", "node_bits", "node_mask"]
+__all__ = ["BLOCK", "draw_mask", "drop_nodes", "dropped", "entry_mask", "node_bits", "node_mask"]
 
 BLOCK = 256  # training nodes that share a draw
 CHUNK = 1 << 17  # random numbers made at a time: they stay in cache, which is three times as fast
@@ -73,12 +75,29 @@ def node_mask(
     """
     if not share:
         return None
-    kept, mask = kept_of(share), torch.empty(len(nodes), width, dtype=dtype)
+    mask = torch.empty(len(nodes), width, dtype=dtype)
+    for rows, stays in _kept(key, nodes, width, share):
+        mask[rows].copy_(stays).mul_(65536 / kept_of(share))
+    return mask
+
+
+def dropped(x: Tensor, key: tuple[int, ...], nodes: np.ndarray, share: float) -> tuple[Tensor, float]:
+    """Return x (nodes, width) with its dropped numbers set to 0, and what the others are still to be multiplied with.
+
+    In one sweep, for an x that is too large to hold a mask beside it; ``share`` is above 0.
+    """
+    out = torch.empty_like(x)
+    for rows, stays in _kept(key, nodes, x.shape[1], share):
+        torch.mul(x[rows], stays, out=out[rows])
+    return out, 65536 / kept_of(share)
+
+
+def _kept(key: tuple[int, ...], nodes: np.ndarray, width: int, share: float) -> Iterator[tuple[slice, Tensor]]:
+    """Yield which numbers of (nodes, width) stay, in pieces of rows."""
     step = max(1, CHUNK // max(1, width))
     for start in range(0, len(nodes), step):
-        stays = node_bits((key[0], MASK, *key[1:]), nodes[start : start + step], width) < kept
-        mask[start : start + step].copy_(torch.from_numpy(stays)).mul_(65536 / kept)
-    return mask
+        bits = node_bits((key[0], MASK, *key[1:]), nodes[start : start + step], width)
+        yield slice(start, start + step), torch.from_numpy(bits < kept_of(share))
 
 
 def kept_of(share: float) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pdadmm.baselines.driver import Driver
-from pdadmm.baselines.dropout import entry_mask, node_mask
+from pdadmm.baselines.dropout import dropped, entry_mask
 from pdadmm.baselines.gnn import GNNSettings, GraphProblem
 from pdadmm.baselines.mixers import Mixer, convolve
 from pdadmm.baselines.shards import scores, tally
@@ -36,7 +36,6 @@ class FirstLayer:
 
     def __init__(self, x: Tensor | sp.csr_array, nodes: np.ndarray, settings: GNNSettings) -> None:
         self.x, self.nodes, self.settings = x, nodes, settings
-        self.dtype = getattr(torch, settings.dtype)
         if sp.issparse(x):
             self.rows = np.repeat(nodes, np.diff(x.indptr))
             numbered = sp.csr_array((np.arange(x.nnz), x.indices, x.indptr), shape=x.shape)
@@ -47,16 +46,18 @@ class FirstLayer:
         share, width = (0.0 if epoch is None else self.settings.dropout), self.x.shape[1]
         key = self.settings.seed, epoch or 0, 0
         if not sp.issparse(self.x):
-            mask = node_mask(key, self.nodes, width, share, self.dtype)
-            return F.linear(self.x if mask is None else self.x * mask, W, b)
+            if not share:
+                return F.linear(self.x, W, b)
+            x, factor = dropped(self.x, key, self.nodes, share)
+            return F.linear(x, W * factor, b)
         data = self.x.data
         if share:
             data = (data * entry_mask(key, self.rows, self.x.indices, width, share)).astype(data.dtype)
-        dropped = Aggregation(sp.csr_array((data, self.x.indices, self.x.indptr), shape=self.x.shape))
-        dropped.transposed = sp.csr_array(
+        x = Aggregation(sp.csr_array((data, self.x.indices, self.x.indptr), shape=self.x.shape))
+        x.transposed = sp.csr_array(
             (data[self.back.data], self.back.indices, self.back.indptr), shape=self.back.shape
         )
-        return dropped(W.T) + b
+        return x(W.T) + b
 
 
 def deal_rows(x: np.ndarray | sp.csr_array | None, nodes: list[np.ndarray], transport: Transport, dtype: torch.dtype):
