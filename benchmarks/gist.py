@@ -6,8 +6,8 @@
 
 accuracy: one process works for all m workers of a round in turn, so a worker's time is an m-th of its processor time
 ("ms", of an epoch). Equal time is as many epochs as a worker has time for while the wide network (m = 1) trains its
-own; both are read off one run by validation accuracy. bytes: a round's bytes by GIST's formula and as sent, on 4 ranks. memory: a model that a process
-of limited memory cannot hold.
+own; both are read off one run by validation accuracy. bytes: a round's bytes by the paper's formula, by ours and as
+sent. memory: a network whose weights and Adam state do not fit into the memory that a rank may take.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def accuracy(given: argparse.Namespace) -> None:
                 Path(given.rows).write_text("".join(json.dumps(row) + "\n" for row in [*rows, *own]))
             rows += own
             cells = [spread([row[key] for row in own]) for key in ("equal_epochs", "equal_time")]
-            print(f"| {name} | {width} | {m} | {1e3 * seconds[m]:.1f} | {cells[0]} | {cells[1]} | {in_time} |", flush=True)
+            cells = [name, width, m, f"{1e3 * seconds[m]:.1f}", *cells, in_time]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def solver(m: int, width: int, given: argparse.Namespace, **more) -> GIST:

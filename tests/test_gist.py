@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import itertools
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from pdadmm.models.gnn import ARCHITECTURES, Aggregation, forward, infer, operat
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.sampling.network import Features
 
-MODULES = ("adam", "estimator", "groups", "homes", "slices", "solver")
+MODULES = ("adam", "estimator", "groups")
 WIDTHS = st.lists(st.integers(5, 12), min_size=1, max_size=3)
 
 
@@ -187,7 +188,7 @@ def plain_gist(graph: Graph, solver: GIST) -> list[tuple[torch.Tensor, torch.Ten
             own = [every[0], *(torch.from_numpy(layer[i]) for layer in groups), every[-1]]
             cells = [
                 (n[:, None], torch.cat([m + copy * (d if k else widths[0]) for copy in range(copies)]))
-                for k, (m, n) in enumerate(zip(own, own[1:]))
+                for k, (m, n) in enumerate(itertools.pairwise(own))
             ]
             b[-1], state[s.layers - 1, "b"] = outputs[i]
             leaves = [W[k][cell].clone().requires_grad_() for k, cell in enumerate(cells)]
@@ -272,3 +273,15 @@ def test_more_parts_than_hidden_neurons_is_an_error():
         GIST(parts=9, hidden=8).fit(csbm(30, num_classes=2, num_features=3))
     with pytest.raises(InputError, match="layers = 1: must be a whole number of at least 2"):
         GIST(layers=1).fit(csbm(30, num_classes=2, num_features=3))
+
+
+def test_ultra_wide_is_the_same_network_in_slices(tmp_path):
+    graph = graph_of("csbm")
+    given_ = {"parts": 3, "hidden": 7, "layers": 3, "iterations": 6}
+    wide, sliced = GIST(**given_).fit(graph), GIST(ultra_wide=True, **given_).fit(graph)
+    np.testing.assert_allclose(sliced.predict_proba(graph), wide.predict_proba(graph), rtol=1e-4, atol=1e-6)
+    assert sliced.history_.column("objective") == wide.history_.column("objective")
+    assert sliced.score(graph) == pytest.approx(sliced.summary_["test_accuracy"])
+    assert {name.partition(".")[0] for name in sliced.model_.state_dict()} == {"0", "1", "2", "output"}
+    with pytest.raises(InputError, match=r"save = .*must be left out with ultra_wide"):
+        sliced.save(tmp_path / "m")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +12,37 @@ from torch import Tensor
 from pdadmm.gist.groups import Matrix
 from pdadmm.gist.homes import Homes
 from pdadmm.models.gnn import Aggregation, activate
+from pdadmm.parallel.transport import Transport
 from pdadmm.sampling.network import Features, layer
 
-__all__ = ["infer_in_slices", "layer_of"]
+__all__ = ["SlicedGNN", "infer_in_slices", "layer_of"]
+
+
+@dataclass
+class SlicedGNN:
+    """A trained network of which every rank keeps its own homes' hidden dimensions; every use of it is collective.
+
+    ``weights`` are those of this rank's homes, matrix by matrix as ``homes`` cuts them, ``output`` the output's bias.
+    """
+
+    homes: Homes
+    weights: dict[int, list[Tensor]]
+    output: Tensor
+    activation: str
+
+    @property
+    def architecture(self) -> str:
+        return self.homes.architecture
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what this rank holds, by home and matrix."""
+        own = {f"{home}.{k}": values for home, part in self.weights.items() for k, values in enumerate(part)}
+        return own | {"output": self.output}
+
+    def infer(self, S: Aggregation, features: Features, transport: Transport) -> Tensor:
+        """Return the logits (V, C) on every rank; ``transport`` joins the ranks that trained it."""
+        self.homes.transport = transport
+        return infer_in_slices(self.homes, self.weights, self.output, S, features, self.activation)
 
 
 def layer_of(matrix: Matrix, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
