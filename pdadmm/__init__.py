@@ -28,6 +28,7 @@ _HOMES = {
     "PDADMMGQ": "pdadmm.admm.estimator",
     "Quantizer": "pdadmm.admm.quantizer",
     "SampledGNN": "pdadmm.sampling.estimator",
+    "Trace": "pdadmm.trace",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
     "load_dataset": "pdadmm.data",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.history import History
     from pdadmm.models.gamlp import GAMLP, load_model
     from pdadmm.sampling.estimator import SampledGNN
+    from pdadmm.trace import Trace
 
 
 def __getattr__(name: str):

@@ -21,6 +21,7 @@ from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.trace import Trace
 
 __all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
 
@@ -70,11 +71,14 @@ class NodeClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
-    def fit(self, graph: Graph | Any, y: Any = None, comm: Any = None, watch: Any = None) -> NodeClassifier:
+    def fit(
+        self, graph: Graph | Any, y: Any = None, comm: Any = None, watch: Any = None, trace: Trace | None = None
+    ) -> NodeClassifier:
         """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
 
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
-        passes the same graph. ``watch`` is called on every rank with each row of the history. Raises
+        passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
+        records what takes the time. Raises
         InputError on all ranks for anything that cannot be trained on, DivergenceError when training
         leaves the finite numbers.
         """
@@ -87,10 +91,15 @@ class NodeClassifier:
             transport, lambda: self._problem(settings, graph, y, transport)
         )
         seconds_setup = time.perf_counter() - began - seconds_augmentation
+        if trace is not None:
+            transport.trace = trace
+            trace.start(transport)
         try:
             outcome = self._train(problem, settings, transport, watch or (lambda row: None))
         except InputError as error:  # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
+        if trace is not None:
+            trace.collect(transport)
         self._adopt(outcome, settings, shift, transport)
         self.history_, self.stages_, self.summary_ = outcome.history, outcome.stages, outcome.summary
         usage = transport.allgather(

@@ -12,6 +12,7 @@ from typing import Any
 
 from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
+from pdadmm.trace import NO_TRACE, Trace
 
 __all__ = ["Best", "Breakdown", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
 
@@ -30,7 +31,7 @@ class Clock:
 
 
 class Breakdown(dict):
-    """Seconds by kind of work: ``with breakdown("sparse"): ..`` adds to one entry.
+    """Seconds by kind of work: ``with breakdown("sparse"): ..`` adds to one entry; a trace sees the rest as "dense".
 
     >>> breakdown = Breakdown()
     >>> with breakdown("sparse"):
@@ -39,11 +40,16 @@ class Breakdown(dict):
     ['sparse']
     """
 
+    def __init__(self, trace: Trace = NO_TRACE) -> None:
+        self.trace = trace
+
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
+        self.trace.mark(kind)
         began = time.perf_counter()
         yield
         self[kind] = self.get(kind, 0.0) + time.perf_counter() - began
+        self.trace.mark("dense")
 
 
 @dataclass

@@ -92,6 +92,7 @@ class BackpropSolver(Driver):
 
     def _step(self, rows: Tensor | None, size: int, masks: list[Tensor] | None) -> float:
         """Take one optimiser step on a batch of ``size`` nodes over all ranks; return its mean loss."""
+        self.transport.trace.mark("gradients")
         X, target = self.shard.X, self.target
         if rows is not None:
             X, target = X[rows], target[rows]
@@ -200,6 +201,7 @@ class BackpropSolver(Driver):
 
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
+        self.transport.trace.mark("evaluate")
         with torch.no_grad():
             own = self.shard.tally(self._forward)
         tallies = self.transport.allgather(own, "evaluation")

@@ -56,8 +56,10 @@ class Driver:
         start, best = self._evaluate(), Best()
         for iteration in range(1, self.settings.iterations + 1):
             self.clock.start()
+            self.transport.trace.iteration += 1
             objective = self._pass(len(self.history) + 1)
             self.clock.stop()
+            self.transport.trace.mark("measure")
             row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth, "objective": objective}
             self._check(math.isfinite(objective))
             row |= self._measure()
@@ -80,7 +82,9 @@ class Driver:
 
     def _apply(self, gradients: Sequence[Tensor], loss: Tensor) -> float:
         """Sum gradients and loss over the ranks and take an optimiser step; return the sum of the losses."""
+        self.transport.trace.mark("sum gradients")
         gradients, value = self._summed(gradients, loss)
+        self.transport.trace.mark("optimiser")
         for weight, gradient in zip(self.weights, gradients):
             weight.grad = gradient.contiguous()  # fused steps take weight and gradient in memory order
         self.optimizer.step()

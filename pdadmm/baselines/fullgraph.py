@@ -122,6 +122,7 @@ class FullGraphSolver(Driver):
         return self
 
     def _pass(self, iteration: int) -> float:
+        self.transport.trace.mark("dense")
         self.mixer.begin(iteration)
         (W, b), *behind = self.layers()
         z = self.first(W, b, iteration)
@@ -135,6 +136,7 @@ class FullGraphSolver(Driver):
             return super()._summed(gradients, loss)
 
     def _evaluate(self) -> dict[str, float]:
+        self.transport.trace.mark("evaluate")
         with torch.no_grad():
             (W, b), *behind = self.layers()
             z = self.first(W, b)

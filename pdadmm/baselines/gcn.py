@@ -53,7 +53,7 @@ class FullGraph(GNNClassifier):
         watch: Callable[[dict[str, Any]], None],
     ) -> Outcome:
         widths = [problem.inputs, *[settings.hidden] * (settings.layers - 1), problem.classes]
-        times, began = Breakdown(), time.perf_counter()
+        times, began = Breakdown(transport.trace), time.perf_counter()
         mixer, holders, told = settings._spread(problem, transport, widths, times)
         told["seconds_partition"] = max(transport.allgather(time.perf_counter() - began))
         solver = FullGraphSolver(problem, settings, transport, mixer, holders, times, settings.eval_every, watch).run()
