@@ -3,10 +3,10 @@
     mpirun -n 2 python benchmarks/ranks.py --nodes 20000 --hidden 256 --trace ranks.json       (about 3 min)
 
 Every rank first holds a whole network of its own, in one process, and all iterate at once; then they hold one
-together. Both take turns, ``repeat`` times over. R copies do R iterations in the time of the slowest, R ranks
-do one: the efficiency is T_copies / (R T_ranks). "exposed" is the share of its iterations that a rank spends on sending and on
-waiting for p and q. A rank also waits where its layers are fewer or smaller than another's, so what messages cost is
-the share of the rank that waits least.
+together. Both take turns, ``repeat`` times over. R copies do R iterations in the time of the slowest, R ranks do
+one: the efficiency is T_copies / (R T_ranks). "exposed" is the share of its iterations that a rank spends on sending
+and on waiting for p and q. A rank also waits where its layers are fewer or smaller than another's, so what messages
+cost is the share of the rank that waits least.
 """
 
 from __future__ import annotations
