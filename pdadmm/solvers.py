@@ -32,6 +32,8 @@ SOLVERS = {
         SolverRow("adam", "pdadmm.baselines.estimator", "Adam", "backpropagation with Adam"),
         SolverRow("gcn", "pdadmm.baselines.gcn", "GCN", "GCN or GraphSAGE on the whole graph, nodes over ranks", True),
         SolverRow("mixgcn", "pdadmm.baselines.gcn", "MixGCN", "the same, features and nodes over ranks by turns", True),
+        SolverRow("sage", "pdadmm.sampling.estimator", "SampledGNN", "GraphSAGE or GCN on pieces of the graph", True),
+        SolverRow("gist", "pdadmm.gist.estimator", "GIST", "a wide GCN or GraphSAGE as narrow ones", True),
     )
 }
 

@@ -122,6 +122,8 @@ SPACES: dict[str, Space] = {
     "adam": _backprop(LogUniform(3e-4, 3e-2)),
     "gcn": _GNN,
     "mixgcn": _GNN,
+    "sage": _GNN,
+    "gist": _GNN,
 }
 
 

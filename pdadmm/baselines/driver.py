@@ -109,6 +109,11 @@ class Driver:
             for weight, best in zip(self.weights, snapshot):
                 weight.copy_(best)
 
+    @property
+    def depth(self) -> int:
+        """The number of layers that the network has now."""
+        return len(self.weights) // 2
+
     # Measuring: none of it counts as training
 
     def _measure(self) -> dict[str, Any]:
@@ -126,7 +131,7 @@ class Driver:
         """Raise DivergenceError, on every rank alike, where the loss or the logits are not finite."""
         if not finite:
             raise DivergenceError(
-                f"iteration {len(self.history) + 1}: the loss of {len(self.weights) // 2} layers is not finite with "
+                f"iteration {len(self.history) + 1}: the loss of {self.depth} layers is not finite with "
                 f"learning_rate = {self.settings.learning_rate:g}; lower learning_rate, or use dtype float64"
             )
 

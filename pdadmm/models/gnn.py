@@ -18,6 +18,7 @@ from pdadmm.admm.activations import get_activation
 from pdadmm.augment import propagation_matrix
 from pdadmm.augment.product import spmm
 from pdadmm.baselines.initial import WEIGHTS, generator
+from pdadmm.recording import Breakdown
 
 __all__ = [
     "ARCHITECTURES",
@@ -79,6 +80,7 @@ class Aggregation:
 
     def __init__(self, S: sp.csr_array) -> None:
         self.S = S
+        self.times: Breakdown | None = None  # where its products' seconds are counted, as "sparse"
 
     @cached_property
     def transposed(self) -> sp.csr_array:
@@ -87,6 +89,13 @@ class Aggregation:
 
     def __call__(self, h: Tensor) -> Tensor:
         return _Product.apply(h, self)
+
+    def product(self, S: sp.csr_array, h: Tensor) -> Tensor:
+        """Return S h, S being its own or its transpose, with the seconds counted."""
+        if self.times is None:
+            return product(S, h)
+        with self.times("sparse"):
+            return product(S, h)
 
 
 def product(S: sp.csr_array, h: Tensor) -> Tensor:
@@ -101,11 +110,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h: Tensor, aggregation: Aggregation) -> Tensor:
         ctx.aggregation = aggregation
-        return product(aggregation.S, h)
+        return aggregation.product(aggregation.S, h)
 
     @staticmethod
     def backward(ctx, g: Tensor):
-        return product(ctx.aggregation.transposed, g), None
+        return ctx.aggregation.product(ctx.aggregation.transposed, g), None
 
 
 def dense_input(architecture: str, S: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
