@@ -126,10 +126,12 @@ def main() -> None:
     parser.add_argument("--rows", default="gnn.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    given.datasets = given.datasets or {"accuracy": ACCURACY, "time": "amazon_computers@random:20"}.get(given.task, "cora")
+    usual = {"accuracy": ACCURACY, "time": "amazon_computers@random:20"}
+    given.datasets = given.datasets or usual.get(given.task, "cora")
     halos = given.halos.split(";") if given.halos else None
     if given.task == "accuracy":
-        run(given, halos or (APPROXIMATE if launched_size() > 1 else ["one process"]), {"hidden": given.hidden, "eval_every": 2})
+        halos = halos or (APPROXIMATE if launched_size() > 1 else ["one process"])
+        run(given, halos, {"hidden": given.hidden, "eval_every": 2})
     elif given.task == "time":
         run(given, halos or list(HALOS), {"hidden": given.hidden, "iterations": 30, "eval_every": 30})
     else:
