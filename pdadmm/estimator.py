@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import resource
 import sys
@@ -21,6 +23,7 @@ from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.saver import Saver
 
 __all__ = ["GraphClassifier", "Outcome", "peak_rss_bytes"]
 
@@ -55,6 +58,18 @@ def _real_matrix(X: Any) -> np.ndarray:
     return array
 
 
+def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
+    """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
+    if isinstance(graph, Graph):
+        sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
+        sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
+        return sizes | {"fingerprint": graph.fingerprint()}
+    X, labels = np.asarray(graph), np.asarray(y)
+    digest = hashlib.sha256(np.ascontiguousarray(X).tobytes())
+    digest.update(str(labels.tolist()).encode())
+    return {"nodes": len(X), "features": X.shape[1], "fingerprint": digest.hexdigest()}
+
+
 @dataclass(eq=False, repr=False)
 class GraphClassifier:
     """A node classifier on augmented features; a solver adds its own settings and ``_train``.
@@ -77,13 +92,26 @@ class GraphClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
-    def fit(self, graph: Graph | Any, y: Any = None, comm: Any = None, watch: Any = None) -> GraphClassifier:
+    saves = False  # whether this solver writes checkpoints
+
+    def fit(
+        self,
+        graph: Graph | Any,
+        y: Any = None,
+        comm: Any = None,
+        watch: Any = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 10,
+        resume: bool = False,
+    ) -> GraphClassifier:
         """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
 
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
-        passes the same graph. ``watch`` is called on every rank with each row of the history. Raises
-        InputError on all ranks for anything that cannot be trained on, DivergenceError when training
-        leaves the finite numbers.
+        passes the same graph. ``watch`` is called on every rank with each row of the history. ``checkpoint``: a
+        folder for checkpoints, one every ``checkpoint_every`` iterations; ``resume`` goes on from the last one there.
+        Raises InputError on all ranks for anything that cannot be trained on, DivergenceError when training
+        leaves the finite numbers; with checkpoints SIGINT and SIGTERM end it after the iteration, as
+        KeyboardInterrupt and SystemExit(143).
         """
         began = time.perf_counter()
         self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
@@ -93,9 +121,14 @@ class GraphClassifier:
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport)
         )
+        saver = self._saver(checkpoint, checkpoint_every, resume, transport)
+        if saver is not None:
+            saver.open(settings, lambda: _described(graph, y))
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         try:
-            outcome = self._train(problem, settings, transport, watch or (lambda row: None))
+            with saver.watching() if saver is not None else contextlib.nullcontext():
+                more = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
+                outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
         except InputError as error:  # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         self._adopt(outcome, settings, shift, transport)
@@ -113,6 +146,15 @@ class GraphClassifier:
         }
         transport.close()
         return self
+
+    def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
+        if folder is None:
+            if resume:
+                raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
+            return None
+        if not self.saves:
+            raise InputError("checkpoint", str(folder), f"left out: {type(self).__name__} writes none")
+        return Saver(folder, every, resume, transport)
 
     def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
         """Return what the solver trains on, the shift taken off X, and the seconds of augmentation."""

@@ -17,11 +17,22 @@ from pdadmm.baselines.dropout import draw_mask
 from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
+from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
-from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_patience_is_up
+from pdadmm.recording import (
+    Best,
+    Clock,
+    Stage,
+    restore_run,
+    run_state,
+    run_summary,
+    stage_summary,
+    time_or_patience_is_up,
+)
+from pdadmm.saver import Saver
 
 __all__ = ["BackpropSolver"]
 
@@ -30,9 +41,10 @@ class BackpropSolver:
     """Trains a GA-MLP by gradients of the mean loss over the training nodes (docs/baselines.md).
 
     ``settings`` are checked settings, ``optimizer`` makes a torch optimiser of groups of weights, ``transport``
-    joins the ranks, ``watch`` is called with every row of the history. Every rank holds all weights and a run
-    of the nodes; gradients are summed over the ranks before each step. After ``run``: ``history``, ``stages``
-    and ``weights``, [W_1, b_1, .., W_L, b_L] of the best full-depth iteration.
+    joins the ranks, ``watch`` is called with every row of the history, ``saver`` writes checkpoints and may have one
+    to go on from. Every rank holds all weights and a run of the nodes; gradients are summed over the ranks before
+    each step. After ``run``: ``history``, ``stages`` and ``weights``, [W_1, b_1, .., W_L, b_L] of the best
+    full-depth iteration.
     """
 
     def __init__(
@@ -43,8 +55,9 @@ class BackpropSolver:
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:
-        self.problem, self.settings, self.transport = problem, settings, transport
+        self.problem, self.settings, self.transport, self.saver = problem, settings, transport, saver
         self.make_optimizer, self.eval_every, self.watch = optimizer, eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
         self.slope = get_activation(settings.activation).negative_slope
@@ -56,38 +69,53 @@ class BackpropSolver:
 
     def run(self) -> BackpropSolver:
         """Train through all stages; collective over the ranks."""
-        for number, depth in enumerate(self.settings.stages):
+        stage, saved = None, None if self.saver is None else self.saver.saved
+        for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
+            depth = self.settings.stages[number]
             self.clock.start()
-            if number == 0:
-                self._start(depth)
+            if saved is not None and stage is None:
+                stage = self._go_on(saved)
             else:
-                self._grow(depth)
-            self.clock.stop()
-            self._run_stage(number, depth)
+                if number == 0:
+                    self._start(depth)
+                else:
+                    self._grow(depth)
+                self.clock.stop()
+                stage = Stage(number, depth, self._evaluate())
+            self._run_stage(stage)
         return self
 
-    def _run_stage(self, number: int, depth: int) -> None:
+    def _run_stage(self, stage: Stage) -> None:
         """Train one stage to its end and leave its best weights in ``weights``."""
-        start, best = self._evaluate(), Best()
-        for iteration in range(1, self.settings.iterations + 1):
-            self.clock.start()
-            objective = self._pass(len(self.history) + 1)
-            self.clock.stop()
-            row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth, "objective": objective}
-            self._check(math.isfinite(objective))
-            row |= self._measure()
-            ends = iteration == self.settings.iterations
-            if ends or iteration % self.eval_every == 0:
-                self._judge(row, best)
-            ends = ends or time_or_patience_is_up(self.settings, number, row, best)
-            if ends and "train_accuracy" not in row:
-                self._judge(row, best)
-            self.history.append(row)
-            self.watch(row)
-            if ends:
-                break
-        self._go_back(best.weights)
-        self.stages.append(stage_summary(depth, iteration, self.pass_bytes(), start, best.row))
+        while not stage.ended:
+            self._iterate(stage)
+            self._save(stage)
+        self._go_back(stage.best.weights)
+        self.stages.append(
+            stage_summary(stage.depth, stage.iterations, self.pass_bytes(), stage.start, stage.best.row)
+        )
+
+    def _iterate(self, stage: Stage) -> None:
+        """Do one pass, with all that is measured of it; ``stage.ended`` where it is the last."""
+        iteration = len(self.history) + 1
+        if self.saver is not None:
+            rows = self.shard.rows
+            self.saver.beat(iteration, f"training nodes {rows.start + 1} to {rows.stop} of {self.problem.nodes}")
+        self.clock.start()
+        objective = self._pass(iteration)
+        self.clock.stop()
+        row = {"iteration": iteration, "stage": stage.number, "layers": stage.depth, "objective": objective}
+        self._check(math.isfinite(objective))
+        row |= self._measure()
+        stage.iterations += 1
+        ends = stage.iterations == self.settings.iterations
+        if ends or stage.iterations % self.eval_every == 0:
+            self._judge(row, stage.best)
+        stage.ended = ends or time_or_patience_is_up(self.settings, stage.number, row, stage.best)
+        if stage.ended and "train_accuracy" not in row:
+            self._judge(row, stage.best)
+        self.history.append(row)
+        self.watch(row)
 
     # One iteration
 
@@ -245,11 +273,47 @@ class BackpropSolver:
         if state is not None:
             self._set_state(dict(enumerate(state)))
 
+    # Checkpoints
+
+    def _save(self, stage: Stage) -> None:
+        """Let the saver write a checkpoint, if it is time; all ranks hold the same, so rank 0 writes it."""
+        if self.saver is None:
+            return
+        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+
+        def layers() -> dict[int, State]:
+            if self.transport.rank > 0:
+                return {}
+            now = _by_layer([weight.detach() for weight in self.weights], self._state())
+            best = _by_layer(*stage.best.weights) if stage.best.weights else [{} for _ in now]
+            return {layer: own | prefixed("best", best[layer]) for layer, own in enumerate(now)}
+
+        def run() -> dict[str, Any]:
+            return run_state(stage, self.history, self.stages, self.clock, self.transport)
+
+        self.saver.step(len(self.history), last, layers, run)
+
+    def _go_on(self, saved: Checkpoint) -> Stage:
+        """Bring weights and optimiser to where a checkpoint was written, on any number of ranks."""
+        states = [saved.layer(layer) for layer in range(saved.layers)]
+        self._adopt([(state["W"], state["b"]) for state in states])
+        self._set_state(dict(enumerate(_optimiser_states(states))))
+        self.clock.stop()
+        stage, self.history, self.stages = restore_run(saved.progress, self.clock, self.transport)
+        best = [under("best", state) for state in states]
+        if best[0]:
+            optimiser = _optimiser_states(best) if stage.depth < self.settings.layers else None
+            stage.best.weights = [state[name] for state in best for name in "Wb"], optimiser
+        return stage
+
     # Measuring: none of it counts as training
 
     def _measure(self) -> dict[str, Any]:
         """Return seconds and bytes after an iteration, the same on every rank."""
-        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent))
+        asked = 0 if self.saver is None else self.saver.asked
+        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent, asked))
+        if self.saver is not None:
+            self.saver.agree([part[2] for part in parts])
         return {"seconds": max(part[0] for part in parts), "bytes": sum(part[1] for part in parts)}
 
     def _evaluate(self) -> dict[str, float]:
@@ -277,3 +341,19 @@ class BackpropSolver:
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
         return run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
+
+
+def _by_layer(weights: Sequence[Tensor], optimiser: Sequence[dict[str, Any]] | None) -> list[State]:
+    """Return weights [W_1, b_1, ..] and the optimiser's state of each, sorted into one state a layer."""
+    layers: list[State] = [{} for _ in weights[::2]]
+    for number, weight in enumerate(weights):
+        own, name = layers[number // 2], "Wb"[number % 2]
+        own[name] = weight
+        if optimiser is not None:
+            own |= prefixed(name, optimiser[number])
+    return layers
+
+
+def _optimiser_states(layers: Sequence[State]) -> list[dict[str, Any]]:
+    """Return the optimiser's state of each weight, in the order of ``weights``."""
+    return [under(name, state) for state in layers for name in "Wb"]

@@ -44,7 +44,8 @@ def run(arguments: list[str]) -> int:
     graph = together(transport, lambda: _graph(given, transport))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     try:
-        estimator.fit(graph, watch=progress)
+        checkpoints = {"checkpoint": given.checkpoint, "checkpoint_every": given.every, "resume": given.resume}
+        estimator.fit(graph, watch=progress, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
@@ -74,6 +75,9 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
     out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
+    out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
+    out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
+    out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     out.add_argument("--quiet", action="store_true", help="no progress")
     out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
     return parser
