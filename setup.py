@@ -43,7 +43,7 @@ setup(
             libraries=["m"],
             optional=True,
         )
-        for name in ("codec", "updates")
+        for name in ("codec", "updates", "spmm")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

@@ -24,6 +24,7 @@ _HOMES = {
     "PDADMMG": "pdadmm.admm.estimator",
     "PDADMMGQ": "pdadmm.admm.estimator",
     "Quantizer": "pdadmm.admm.quantizer",
+    "Trace": "pdadmm.trace",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
     "load_dataset": "pdadmm.data",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.errors import DivergenceError, InputError
     from pdadmm.history import History
     from pdadmm.models.gamlp import GAMLP, load_model
+    from pdadmm.trace import Trace
 
 
 def __getattr__(name: str):

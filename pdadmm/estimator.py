@@ -24,6 +24,7 @@ from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
 from pdadmm.saver import Saver
+from pdadmm.trace import Trace
 
 __all__ = ["GraphClassifier", "Outcome", "peak_rss_bytes"]
 
@@ -100,6 +101,7 @@ class GraphClassifier:
         y: Any = None,
         comm: Any = None,
         watch: Any = None,
+        trace: Trace | None = None,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_every: int = 10,
         resume: bool = False,
@@ -107,8 +109,9 @@ class GraphClassifier:
         """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
 
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
-        passes the same graph. ``watch`` is called on every rank with each row of the history. ``checkpoint``: a
-        folder for checkpoints, one every ``checkpoint_every`` iterations; ``resume`` goes on from the last one there.
+        passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
+        records what takes the time. ``checkpoint``: a folder for checkpoints, one every ``checkpoint_every``
+        iterations; ``resume`` goes on from the last one there.
         Raises InputError on all ranks for anything that cannot be trained on, DivergenceError when training
         leaves the finite numbers; with checkpoints SIGINT and SIGTERM end it after the iteration, as
         KeyboardInterrupt and SystemExit(143).
@@ -125,12 +128,17 @@ class GraphClassifier:
         if saver is not None:
             saver.open(settings, lambda: _described(graph, y))
         seconds_setup = time.perf_counter() - began - seconds_augmentation
+        if trace is not None:
+            transport.trace = trace
+            trace.start(transport)
         try:
             with saver.watching() if saver is not None else contextlib.nullcontext():
                 more = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
                 outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
         except InputError as error:  # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
+        if trace is not None:
+            trace.collect(transport)
         self._adopt(outcome, settings, shift, transport)
         usage = transport.allgather(
             (transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup)

@@ -143,6 +143,7 @@ class Saver:
             self._leave(iteration)
 
     def _write(self, iteration: int, layers: dict[int, State], run: dict[str, Any]) -> None:
+        self.transport.trace.mark("checkpoint")
         partial = checkpoint.partial_folder(self.folder, iteration)
         problem = self._tried(lambda: partial.mkdir(exist_ok=True) if self.transport.rank == 0 else None)
         digests: dict[int, str] = {}

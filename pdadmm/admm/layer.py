@@ -22,9 +22,10 @@ from pdadmm.admm.updates import (
     update_W_gradient_,
 )
 from pdadmm.checkpoint import State
+from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
-__all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "squared_norm"]
+__all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums", "squared_norm"]
 
 
 # The order of the updates of one layer; the kernel form of the first has alpha in W's place.
@@ -58,7 +59,17 @@ class Terms:
 
 def squared_norm(x: Tensor) -> float:
     """Return |x|^2, summed in float64."""
+    if fused.takes(x):
+        return fused.square(x)
     return float(x.double().square().sum())
+
+
+def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
+    """Return |p - q|^2, <u, p - q> and |q|^2, summed in float64; all (V, n)."""
+    if fused.takes(p, q, u):
+        return fused.link_sums(p, q, u)
+    gap = p.double() - q
+    return [squared_norm(gap), float((u.double() * gap).sum()), squared_norm(q)]
 
 
 class Layer:
@@ -111,12 +122,8 @@ class Layer:
         if self.loss is not None:
             terms.risk = self.loss.value(self.z, self.y)
         else:
-            link = self.above
-            gap = link.p.double() - link.q
-            terms.activation = squared_norm(link.own_q - self.activation(self.z))
-            terms.link = float(gap.square().sum())
-            terms.dual = float((link.u.double() * gap).sum())
-            terms.q_squared = squared_norm(link.q)
+            terms.activation = self.activation.squared_distance(self.above.own_q, self.z)
+            terms.link, terms.dual, terms.q_squared = link_sums(self.above.p, self.above.q, self.above.u)
         return terms
 
 

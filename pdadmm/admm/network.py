@@ -84,18 +84,28 @@ class Network:
 
     def iterate(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
+        mark = self.transport.trace.mark
         for layer in self.lowers:
             layer.above.post_p()
         for layer in self.uppers:
+            mark("prepare p", layer.index + 1)
             layer.prepare_p()
         for layer in self.uppers:
+            mark("wait for q", layer.index + 1)
             layer.below.wait_q()
+            mark("update p", layer.index + 1)
             layer.update_p()
+            mark("send p", layer.index + 1)
             layer.below.send_p(layer.penalties.rho)
         for layer in self.layers:
-            layer.update_z(layer.update_W_b())
+            mark("update W, b", layer.index + 1)
+            a = layer.update_W_b()
+            mark("update z", layer.index + 1)
+            layer.update_z(a)
         for layer in self.lowers:
+            mark("wait for p", layer.index + 1)
             layer.above.wait_p()
+            mark("update q, u", layer.index + 1)
             layer.update_q()
 
     def finish(self) -> None:

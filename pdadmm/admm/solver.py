@@ -81,10 +81,13 @@ class ADMMSolver:
         for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
             depth = self.settings.stages[number]
             self.clock.start()
+            if stage is None:
+                self.transport.trace.mark("first layer's factor")
             if saved is not None and stage is None:
                 network, stage = self._go_on(saved, depth)
             else:
                 self.placement = self._enter_stage(depth, self.placement)
+                self.transport.trace.mark("begin stage")
                 network = self._build(number, depth, self.placement)
                 self.clock.stop()
                 stage = Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot()))
@@ -102,6 +105,7 @@ class ADMMSolver:
             else:
                 self._save(stage, network)
         self.clock.start()
+        self.transport.trace.mark("end stage")
         network.finish()
         self._keep(network, stage.best.weights)
         self.clock.stop()
@@ -112,9 +116,12 @@ class ADMMSolver:
         """Do one iteration, with all that is measured of it; ``stage.ended`` where it is the last."""
         if self.saver is not None:
             self.saver.beat(len(self.history) + 1, network.describe())
+        trace = self.transport.trace
+        trace.iteration = len(self.history) + 1
         self.clock.start()
         network.iterate()
         self.clock.stop()
+        trace.mark("measure")
         row = {"iteration": len(self.history) + 1, "stage": stage.number, "layers": stage.depth}
         row |= self._measure(network)
         stage.iterations += 1
@@ -288,6 +295,7 @@ class ADMMSolver:
 
     def _evaluate(self, network: Network) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
+        self.transport.trace.mark("evaluate")
         logits = network.forward(len(self.problem.y))
         own = None if logits is None else self.problem.scores(logits)
         parts = self.transport.allgather(own, "evaluation")

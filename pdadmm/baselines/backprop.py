@@ -101,9 +101,11 @@ class BackpropSolver:
         if self.saver is not None:
             rows = self.shard.rows
             self.saver.beat(iteration, f"training nodes {rows.start + 1} to {rows.stop} of {self.problem.nodes}")
+        self.transport.trace.iteration = iteration
         self.clock.start()
         objective = self._pass(iteration)
         self.clock.stop()
+        self.transport.trace.mark("measure")
         row = {"iteration": iteration, "stage": stage.number, "layers": stage.depth, "objective": objective}
         self._check(math.isfinite(objective))
         row |= self._measure()
@@ -148,6 +150,7 @@ class BackpropSolver:
 
     def _step(self, rows: Tensor | None, size: int, masks: list[Tensor] | None) -> float:
         """Take one optimiser step on a batch of ``size`` nodes over all ranks; return its mean loss."""
+        self.transport.trace.mark("gradients")
         X, target = self.shard.X, self.target
         if rows is not None:
             X, target = X[rows], target[rows]
@@ -158,7 +161,9 @@ class BackpropSolver:
         else:
             loss = F.cross_entropy(logits, target, reduction="sum") / size
         gradients = torch.autograd.grad(loss, self.weights)
+        self.transport.trace.mark("sum gradients")
         gradients, value = self._summed(gradients, loss.detach())
+        self.transport.trace.mark("optimiser")
         for weight, gradient in zip(self.weights, gradients):
             weight.grad = gradient.contiguous()  # fused steps take weight and gradient in memory order
         self.optimizer.step()
@@ -318,6 +323,7 @@ class BackpropSolver:
 
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
+        self.transport.trace.mark("evaluate")
         with torch.no_grad():
             own = self.shard.tally(self._forward)
         tallies = self.transport.allgather(own, "evaluation")

@@ -24,6 +24,7 @@ from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.solvers import solver_class
+from pdadmm.trace import Trace
 
 __all__ = ["run"]
 
@@ -43,13 +44,14 @@ def run(arguments: list[str]) -> int:
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
+    trace = Trace() if given.trace else None
     try:
         checkpoints = {"checkpoint": given.checkpoint, "checkpoint_every": given.every, "resume": given.resume}
-        estimator.fit(graph, watch=progress, **checkpoints)
+        estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
-    together(transport, lambda: _write(given, estimator, summary) if transport.rank == 0 else None)
+    together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
     return 0
@@ -75,6 +77,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
     out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
+    out.add_argument("--trace", metavar="FILE", help="write every rank's timeline here (JSON, Chrome's trace format)")
     out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
     out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
     out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
@@ -86,7 +89,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
 def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
     """Read the graph and its split; check early that the results can be written."""
     if transport.rank == 0:
-        check_writable(given, "summary", "history", "save")
+        check_writable(given, "summary", "history", "save", "trace")
     return read_graph(given)
 
 
@@ -108,7 +111,7 @@ def _summary(given: argparse.Namespace, graph: Graph, learned: dict[str, Any]) -
     }
 
 
-def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any]) -> None:
+def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], trace: Trace | None) -> None:
     try:
         if given.summary:
             Path(given.summary).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -116,9 +119,11 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any]) -
             estimator.history_.to_jsonl(given.history)
         if given.save:
             estimator.save(given.save)
+        if trace is not None:
+            trace.write(given.trace)
     except OSError as error:
         raise InputError(
-            "summary, history, save", error.filename or "", "files that can be written", error.strerror or ""
+            "summary, history, save, trace", error.filename or "", "files that can be written", error.strerror or ""
         ) from None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdadmm.errors import InputError
 from pdadmm.parallel.ledger import Ledger, ring_bytes
+from pdadmm.trace import NO_TRACE
 
 __all__ = ["MPITransport"]
 
@@ -94,7 +95,7 @@ class MPITransport:
         self.owned = comm is not None and comm != self.mpi.COMM_WORLD
         self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self.ledger = Ledger()
+        self.ledger, self.trace = Ledger(), NO_TRACE
         _install_abort_hook(self.mpi.COMM_WORLD)
 
     @staticmethod

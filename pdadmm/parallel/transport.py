@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pdadmm.parallel.ledger import Ledger
+from pdadmm.trace import NO_TRACE, Trace
 
 if TYPE_CHECKING:  # the command line starts without torch
     from torch import Tensor
@@ -24,11 +25,12 @@ class Message(Protocol):
 
 
 class Transport(Protocol):
-    """How ranks exchange arrays; ``kind`` names the entry of the byte ledger."""
+    """How ranks exchange arrays; ``kind`` names the entry of the byte ledger, ``trace`` is told what takes time."""
 
     rank: int
     size: int
     ledger: Ledger
+    trace: Trace
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         """Prepare repeated sends of ``buffer`` (contiguous) to rank ``peer``."""
@@ -76,7 +78,7 @@ class LocalTransport:
     size = 1
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger, self.trace = Ledger(), NO_TRACE
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         raise AssertionError("one process has no peer to send to")
