@@ -209,7 +209,8 @@ class Saver:
                 signal.signal(one, handler)
 
         if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            before.update({number: signal.signal(number, note) for number in SIGNALS})
+            # None: a handler that is not Python's, and cannot be put back
+            before.update({number: signal.signal(number, note) or signal.SIG_DFL for number in SIGNALS})
         try:
             with Guard(self.folder, self.transport) as self.guard:
                 yield

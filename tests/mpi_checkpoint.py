@@ -68,7 +68,9 @@ def main(task: str, folder: Path) -> None:
             trained = fit(name, folder / name, watch=stop if task == "stop" else None, resume=task == "resume")
         except SystemExit as end:
             status = end.code
-        told = {"status": status} | (outcome(trained) if task == "resume" else {})
+        told = {"status": status}
+        if task == "resume":
+            told |= {"bytes": trained.history_.column("bytes")} | outcome(trained)
         (folder / f"{name}.{task}.{launched_rank()}.json").write_text(json.dumps(told))
 
 

@@ -453,7 +453,8 @@ def test_the_command_line_goes_on(tmp_path, capsys, monkeypatch):
     assert run("--resume")[0] == 2
     status, said = run("--checkpoint", folder, "--resume", "--hidden", "7")
     assert (status, said.count("hidden was 5 and is 7")) == (2, 1)
-    assert run("--checkpoint", folder, "--every", "x")[0] == 2
+    status, said = run("--checkpoint", folder, "--every", "x")
+    assert (status, said.count("every = x")) == (2, 1)
     assert run("--checkpoint", folder, "--resume", "--history", str(tmp_path / "on.jsonl"))[0] == 0
     rows = [
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -63,6 +64,8 @@ def test_a_run_goes_on_with_the_same_bits_on_any_number_of_ranks(stopped, one_th
         for rank in range(2):
             told = json.loads((on_two / f"{name}.resume.{rank}.json").read_text())
             assert told.pop("status") == 0
+            sent = told.pop("bytes")  # of the ranks before, then of these
+            assert all(later > earlier for earlier, later in itertools.pairwise(sent))
             assert told == json.loads(json.dumps(whole))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pdadmm import console
 from pdadmm.cli.common import (
+    accepted,
     add_data_flags,
     add_parameter_flags,
     add_preset_flag,
@@ -23,6 +24,7 @@ from pdadmm.data import Graph
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import whole
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -46,7 +48,8 @@ def run(arguments: list[str]) -> int:
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
     try:
-        checkpoints = {"checkpoint": given.checkpoint, "checkpoint_every": given.every, "resume": given.resume}
+        checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
+        checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
         estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
