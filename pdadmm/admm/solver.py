@@ -76,23 +76,27 @@ class ADMMSolver:
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
-        stage = self.placement = None
         saved = None if self.saver is None else self.saver.saved
+        self.placement = None
         for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
-            depth = self.settings.stages[number]
             self.clock.start()
-            if stage is None:
-                self.transport.trace.mark("first layer's factor")
-            if saved is not None and stage is None:
-                network, stage = self._go_on(saved, depth)
-            else:
-                self.placement = self._enter_stage(depth, self.placement)
-                self.transport.trace.mark("begin stage")
-                network = self._build(number, depth, self.placement)
-                self.clock.stop()
-                stage = Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot()))
-            self._run_stage(stage, network)
+            # nobody else holds the network: its arrays are given back before the next stage
+            self._run_stage(*self._begin_stage(number, saved))
+            saved = None
         return self
+
+    def _begin_stage(self, number: int, saved: Checkpoint | None) -> tuple[Stage, Network]:
+        """Build the network of a stage, from a checkpoint where one is given."""
+        if self.placement is None:
+            self.transport.trace.mark("first layer's factor")
+        depth = self.settings.stages[number]
+        if saved is not None:
+            return self._go_on(saved, depth)
+        self.placement = self._enter_stage(depth, self.placement)
+        self.transport.trace.mark("begin stage")
+        network = self._build(number, depth, self.placement)
+        self.clock.stop()
+        return Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot())), network
 
     def _run_stage(self, stage: Stage, network: Network) -> None:
         """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
@@ -157,7 +161,7 @@ class ADMMSolver:
 
         self.saver.step(len(self.history), last, layers, run)
 
-    def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Network, Stage]:
+    def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
         """Build the stage of a checkpoint and bring it to where that was written, on any number of ranks."""
         state = saved.progress
         self._start_first_layer(self.widths(self.settings.stages[0]))
@@ -171,7 +175,7 @@ class ADMMSolver:
         stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
         self.penalties.rho = state["rho"]
         self.schedule.restore(state["schedule"])
-        return network, stage
+        return stage, network
 
     # Start and growth
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,31 +12,21 @@ from torch.nn import functional as F
 from pdadmm.admm.activations import get_activation
 from pdadmm.admm.growth import grow
 from pdadmm.admm.problem import Problem
+from pdadmm.baselines.driver import Driver
 from pdadmm.baselines.dropout import draw_mask
 from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
-from pdadmm.errors import DivergenceError
-from pdadmm.history import History
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
-from pdadmm.recording import (
-    Best,
-    Clock,
-    Stage,
-    restore_run,
-    run_state,
-    run_summary,
-    stage_summary,
-    time_or_patience_is_up,
-)
+from pdadmm.recording import Stage, restore_run, run_state
 from pdadmm.saver import Saver
 
 __all__ = ["BackpropSolver"]
 
 
-class BackpropSolver:
+class BackpropSolver(Driver):
     """Trains a GA-MLP by gradients of the mean loss over the training nodes (docs/baselines.md).
 
     ``settings`` are checked settings, ``optimizer`` makes a torch optimiser of groups of weights, ``transport``
@@ -57,15 +46,13 @@ class BackpropSolver:
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         saver: Saver | None = None,
     ) -> None:
-        self.problem, self.settings, self.transport, self.saver = problem, settings, transport, saver
-        self.make_optimizer, self.eval_every, self.watch = optimizer, eval_every, watch
-        self.dtype = getattr(torch, settings.dtype)
+        super().__init__(settings, transport, eval_every, watch, saver)
+        self.problem, self.make_optimizer = problem, optimizer
         self.slope = get_activation(settings.activation).negative_slope
         self.shard = deal(problem, self.dtype, transport)
         self.target = self.shard.y
         if settings.loss == "squared_error":
             self.target = F.one_hot(self.target, problem.classes).to(self.dtype)
-        self.history, self.stages, self.clock = History(), [], Clock()
 
     def run(self) -> BackpropSolver:
         """Train through all stages; collective over the ranks."""
@@ -85,39 +72,11 @@ class BackpropSolver:
             self._run_stage(stage)
         return self
 
-    def _run_stage(self, stage: Stage) -> None:
-        """Train one stage to its end and leave its best weights in ``weights``."""
-        while not stage.ended:
-            self._iterate(stage)
-            self._save(stage)
-        self._go_back(stage.best.weights)
-        self.stages.append(
-            stage_summary(stage.depth, stage.iterations, self.pass_bytes(), stage.start, stage.best.row)
-        )
-
     def _iterate(self, stage: Stage) -> None:
-        """Do one pass, with all that is measured of it; ``stage.ended`` where it is the last."""
-        iteration = len(self.history) + 1
         if self.saver is not None:
-            rows = self.shard.rows
-            self.saver.beat(iteration, f"training nodes {rows.start + 1} to {rows.stop} of {self.problem.nodes}")
-        self.transport.trace.iteration = iteration
-        self.clock.start()
-        objective = self._pass(iteration)
-        self.clock.stop()
-        self.transport.trace.mark("measure")
-        row = {"iteration": iteration, "stage": stage.number, "layers": stage.depth, "objective": objective}
-        self._check(math.isfinite(objective))
-        row |= self._measure()
-        stage.iterations += 1
-        ends = stage.iterations == self.settings.iterations
-        if ends or stage.iterations % self.eval_every == 0:
-            self._judge(row, stage.best)
-        stage.ended = ends or time_or_patience_is_up(self.settings, stage.number, row, stage.best)
-        if stage.ended and "train_accuracy" not in row:
-            self._judge(row, stage.best)
-        self.history.append(row)
-        self.watch(row)
+            rows, V = self.shard.rows, self.problem.nodes
+            self.saver.beat(len(self.history) + 1, f"training nodes {rows.start + 1} to {rows.stop} of {V}")
+        super()._iterate(stage)
 
     # One iteration
 
@@ -161,13 +120,7 @@ class BackpropSolver:
         else:
             loss = F.cross_entropy(logits, target, reduction="sum") / size
         gradients = torch.autograd.grad(loss, self.weights)
-        self.transport.trace.mark("sum gradients")
-        gradients, value = self._summed(gradients, loss.detach())
-        self.transport.trace.mark("optimiser")
-        for weight, gradient in zip(self.weights, gradients):
-            weight.grad = gradient.contiguous()  # fused steps take weight and gradient in memory order
-        self.optimizer.step()
-        return float(value)
+        return self._apply(gradients, loss.detach())
 
     def _forward(self, h: Tensor, masks: list[Tensor] | None = None) -> Tensor:
         """Return the logits of augmented features h (rows, n_0), with dropout where there are masks."""
@@ -182,15 +135,6 @@ class BackpropSolver:
                 h = h * masks[number].to(h.dtype).div_(1.0 - self.settings.dropout)
         return F.linear(h, W, b)
 
-    def _summed(self, gradients: Sequence[Tensor], loss: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Return gradients and loss summed over the ranks: one message, the loss in its last place."""
-        if self.transport.size == 1:
-            return gradients, loss
-        buffer = torch.cat([*(gradient.flatten() for gradient in gradients), loss.view(1)])
-        self.transport.sum_(buffer, "gradients")
-        *parts, value = buffer.split([*(gradient.numel() for gradient in gradients), 1])
-        return [part.view_as(gradient) for part, gradient in zip(parts, gradients)], value
-
     def pass_bytes(self) -> int:
         """Return the bytes of gradients that all ranks together send in one iteration."""
         numbers = sum(weight.numel() for weight in self.weights) + 1
@@ -203,10 +147,6 @@ class BackpropSolver:
     def widths(self, depth: int) -> list[int]:
         """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
         return [self.problem.inputs, *[self.settings.hidden] * (depth - 1), self.problem.classes]
-
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (W, b) of every layer."""
-        return list(zip(self.weights[::2], self.weights[1::2]))
 
     def _start(self, depth: int) -> None:
         s = self.settings
@@ -268,13 +208,11 @@ class BackpropSolver:
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]] | None]:
         """Return copies of the weights, and of the optimiser's state where a stage follows that needs it."""
         state = self._state() if len(self.weights) < 2 * self.settings.layers else None
-        return [weight.detach().clone() for weight in self.weights], state
+        return super()._snapshot(), state
 
     def _go_back(self, snapshot: tuple[list[Tensor], list[dict[str, Any]] | None]) -> None:
         weights, state = snapshot
-        with torch.no_grad():
-            for weight, best in zip(self.weights, weights):
-                weight.copy_(best)
+        super()._go_back(weights)
         if state is not None:
             self._set_state(dict(enumerate(state)))
 
@@ -282,8 +220,6 @@ class BackpropSolver:
 
     def _save(self, stage: Stage) -> None:
         """Let the saver write a checkpoint, if it is time; all ranks hold the same, so rank 0 writes it."""
-        if self.saver is None:
-            return
         last = stage.ended and stage.number + 1 == len(self.settings.stages)
 
         def layers() -> dict[int, State]:
@@ -311,16 +247,6 @@ class BackpropSolver:
             stage.best.weights = [state[name] for state in best for name in "Wb"], optimiser
         return stage
 
-    # Measuring: none of it counts as training
-
-    def _measure(self) -> dict[str, Any]:
-        """Return seconds and bytes after an iteration, the same on every rank."""
-        asked = 0 if self.saver is None else self.saver.asked
-        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent, asked))
-        if self.saver is not None:
-            self.saver.agree([part[2] for part in parts])
-        return {"seconds": max(part[0] for part in parts), "bytes": sum(part[1] for part in parts)}
-
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
         self.transport.trace.mark("evaluate")
@@ -329,24 +255,6 @@ class BackpropSolver:
         tallies = self.transport.allgather(own, "evaluation")
         self._check(not any(tally["bad"] for tally in tallies))
         return self.shard.scores(tallies)
-
-    def _judge(self, row: dict[str, Any], best: Best) -> None:
-        """Add the accuracies to ``row`` and keep the weights where they are the best so far."""
-        row |= self._evaluate()
-        if best.improved_by(row):
-            best.row, best.weights = row, self._snapshot()
-
-    def _check(self, finite: bool) -> None:
-        """Raise DivergenceError, on every rank alike, where the loss or the logits are not finite."""
-        if not finite:
-            raise DivergenceError(
-                f"iteration {len(self.history) + 1}: the loss of {len(self.weights) // 2} layers is not finite with "
-                f"learning_rate = {self.settings.learning_rate:g}; lower learning_rate, or use dtype float64"
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
-        return run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
 
 
 def _by_layer(weights: Sequence[Tensor], optimiser: Sequence[dict[str, Any]] | None) -> list[State]:

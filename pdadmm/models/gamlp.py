@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from pdadmm.admm.activations import get_activation
 from pdadmm.augment import Augmenter
 from pdadmm.errors import InputError
 
-__all__ = ["GAMLP", "load_model", "save_model"]
+if TYPE_CHECKING:
+    from pdadmm.models.gnn import GNN
 
-FORMAT = "pdadmm-gamlp-1"
+__all__ = ["GAMLP", "load_model", "save_model"]
 
 
 class GAMLP(torch.nn.Module):
@@ -28,6 +30,8 @@ class GAMLP(torch.nn.Module):
     >>> GAMLP([4, 3, 2])(torch.zeros(5, 4)).shape
     torch.Size([5, 2])
     """
+
+    FORMAT = "pdadmm-gamlp-1"
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -55,8 +59,27 @@ class GAMLP(torch.nn.Module):
             p = self.activation(layer(p))
         return self.layers[-1](p)
 
+    def description(self) -> dict:
+        """Return what a file says of the network beside its weights."""
+        return {"format": self.FORMAT, "widths": self.widths, "activation": self.activation_name}
 
-def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | None, classes: Sequence) -> None:
+    @classmethod
+    def from_description(cls, described: dict, dtype: torch.dtype) -> GAMLP:
+        """Build a network, its weights yet to be loaded, from what ``description`` returned."""
+        return cls(described["widths"], described["activation"], dtype)
+
+
+def _network(described: dict) -> type:
+    """Return the class behind a file's format; ValueError for another file."""
+    from pdadmm.models.gnn import GNN
+
+    for network in (GAMLP, GNN):
+        if described.get("format") == network.FORMAT:
+            return network
+    raise ValueError("its description is of no network of this library")
+
+
+def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter | None, classes: Sequence) -> None:
     """Write model, augmentation and class names to one safetensors file.
 
     Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata.
@@ -66,13 +89,7 @@ def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | Non
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     config, arrays = augmenter.state() if augmenter is not None else (None, {})
     tensors |= {f"augment.{name}": torch.from_numpy(array) for name, array in arrays.items()}
-    described = {
-        "format": FORMAT,
-        "widths": model.widths,
-        "activation": model.activation_name,
-        "augment": config,
-        "classes": np.asarray(classes).tolist(),
-    }
+    described = model.description() | {"augment": config, "classes": np.asarray(classes).tolist()}
     # one key: safetensors writes several in random order, and equal models make equal files
     content = save(tensors, metadata={"pdadmm": json.dumps(described)})
     target = Path(path)
@@ -81,7 +98,7 @@ def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | Non
     partial.replace(target)
 
 
-def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
+def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, list]:
     """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes.
 
     Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed.
@@ -93,13 +110,13 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = json.loads(metadata.get("pdadmm", "{}"))
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise ValueError(f"its description is not one of {FORMAT}")
-        classes = config["classes"]
+        if not isinstance(config, dict):
+            raise ValueError("its description is no JSON object")
+        network, classes = _network(config), config["classes"]
         weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
         dtype = next(iter(weights.values())).dtype
         with torch.random.fork_rng(devices=[]):
-            model = GAMLP(config["widths"], config["activation"], dtype)
+            model = network.from_description(config, dtype)
         model.load_state_dict(weights)
         augmenter = None
         if config["augment"] is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -162,6 +162,15 @@ class MPITransport:
         self.ledger.record_sent(kind, nbytes)
         self.ledger.record_received(kind, nbytes)
         return array
+
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        send, receive = self._view(outgoing), self._view(incoming)
+        self.comm.Alltoallv((send, list(counts)), (receive, list(incoming_counts)))
+        self.ledger.record_sent(kind, (send.size - counts[self.rank]) * send.itemsize)
+        self.ledger.record_received(kind, (receive.size - incoming_counts[self.rank]) * receive.itemsize)
+        return incoming
 
     def _record_parts(self, kind: str, parts: list[bytes]) -> None:
         for rank, part in enumerate(parts):

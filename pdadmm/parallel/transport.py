@@ -60,6 +60,15 @@ class Transport(Protocol):
         what a ring moves (reduce-scatter, then allgather), the least that a sum of long arrays can do with.
         """
 
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        """Send rank r the r-th run of ``outgoing`` and return ``incoming`` with what came, a run for each rank.
+
+        Both are flat and contiguous; ``counts`` are numbers, not bytes. What a rank sends itself is copied and not
+        counted. Collective.
+        """
+
     def barrier(self) -> None:
         """Return once every rank has called it."""
 
@@ -103,6 +112,11 @@ class LocalTransport:
 
     def sum_(self, array: Tensor, kind: str) -> Tensor:
         return array
+
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        return incoming.copy_(outgoing)
 
     def barrier(self) -> None:
         return None
