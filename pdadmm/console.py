@@ -41,7 +41,7 @@ class Progress:
         if not self.shown:
             return
         if self.bar is not None:
-            self.bar.update(1)
+            self.bar.update(row["iteration"] - self.bar.n)  # a run that goes on starts further up
             self.bar.set_description(f"{row['layers']} layers")
             if "val_accuracy" in row:
                 self.bar.set_postfix(val=f"{row['val_accuracy']:.3f}", objective=f"{row['objective']:.3g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergenceError", "InputError"]
+__all__ = ["DivergenceError", "InputError", "Interrupted"]
 
 
 class InputError(ValueError):
@@ -26,3 +26,7 @@ class InputError(ValueError):
 
 class DivergenceError(ArithmeticError):
     """Training produced a value that is not finite; the message says where and what to change."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT ended a training with checkpoints after an iteration, on all ranks alike."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import resource
 import sys
@@ -21,6 +23,7 @@ from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.saver import Saver
 from pdadmm.trace import Trace
 
 __all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
@@ -56,6 +59,18 @@ def _real_matrix(X: Any) -> np.ndarray:
     return array
 
 
+def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
+    """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
+    if isinstance(graph, Graph):
+        sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
+        sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
+        return sizes | {"fingerprint": graph.fingerprint()}
+    X, labels = np.asarray(graph), np.asarray(y)
+    digest = hashlib.sha256(np.ascontiguousarray(X).tobytes())
+    digest.update(str(labels.tolist()).encode())
+    return {"nodes": len(X), "features": X.shape[1], "fingerprint": digest.hexdigest()}
+
+
 @dataclass(eq=False, repr=False)
 class NodeClassifier:
     """A classifier of the nodes of a graph, in scikit-learn's manner.
@@ -71,16 +86,28 @@ class NodeClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
+    saves = False  # whether this solver writes checkpoints
+
     def fit(
-        self, graph: Graph | Any, y: Any = None, comm: Any = None, watch: Any = None, trace: Trace | None = None
+        self,
+        graph: Graph | Any,
+        y: Any = None,
+        comm: Any = None,
+        watch: Any = None,
+        trace: Trace | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 10,
+        resume: bool = False,
     ) -> NodeClassifier:
         """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
 
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
         passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
-        records what takes the time. Raises
-        InputError on all ranks for anything that cannot be trained on, DivergenceError when training
-        leaves the finite numbers.
+        records what takes the time. ``checkpoint``: a folder for checkpoints, one every ``checkpoint_every``
+        iterations; ``resume`` goes on from the last one there.
+        Raises InputError on all ranks for anything that cannot be trained on, DivergenceError when training
+        leaves the finite numbers; with checkpoints SIGINT and SIGTERM end it after the iteration, as
+        KeyboardInterrupt and SystemExit(143).
         """
         began = time.perf_counter()
         self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
@@ -90,12 +117,17 @@ class NodeClassifier:
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport)
         )
+        saver = self._saver(checkpoint, checkpoint_every, resume, transport)
+        if saver is not None:
+            saver.open(settings, lambda: _described(graph, y))
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         if trace is not None:
             transport.trace = trace
             trace.start(transport)
         try:
-            outcome = self._train(problem, settings, transport, watch or (lambda row: None))
+            with saver.watching() if saver is not None else contextlib.nullcontext():
+                more = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
+                outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
         except InputError as error:  # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
@@ -116,6 +148,15 @@ class NodeClassifier:
         }
         transport.close()
         return self
+
+    def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
+        if folder is None:
+            if resume:
+                raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
+            return None
+        if not self.saves:
+            raise InputError("checkpoint", str(folder), f"left out: {type(self).__name__} writes none")
+        return Saver(folder, every, resume, transport)
 
     @staticmethod
     def _graph_rows(graph: Graph) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:

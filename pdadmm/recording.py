@@ -14,7 +14,17 @@ from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
 from pdadmm.trace import NO_TRACE, Trace
 
-__all__ = ["Best", "Breakdown", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
+__all__ = [
+    "Best",
+    "Breakdown",
+    "Clock",
+    "Stage",
+    "restore_run",
+    "run_state",
+    "run_summary",
+    "stage_summary",
+    "time_or_patience_is_up",
+]
 
 
 class Clock:
@@ -65,6 +75,55 @@ class Best:
             return True
         key = row["val_accuracy"], -row["val_loss"]
         return key > (self.row["val_accuracy"], -self.row["val_loss"])
+
+
+@dataclass
+class Stage:
+    """A stage under way: its number and depth, the scores as it began, the iterations done, the best so far."""
+
+    number: int
+    depth: int
+    start: dict[str, float]
+    iterations: int = 0
+    ended: bool = False
+    backoffs: int = 0
+    best: Best = field(default_factory=Best)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, but for the best weights, which are the layers'."""
+        return {**vars(self), "best": self.best.row.get("iteration")}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], history: History) -> Stage:
+        """Return the stage of a checkpoint, still without its best weights."""
+        best = state["best"]
+        return cls(**{**state, "best": Best() if best is None else Best(history[best - 1])})
+
+
+def run_state(
+    stage: Stage, history: History, stages: list[dict[str, Any]], clock: Clock, transport: Transport
+) -> dict[str, Any]:
+    """Return what a checkpoint needs of a run beside its layers, collectively: one record for all ranks."""
+    parts = transport.allgather((clock.seconds, transport.ledger.state()))
+    return {
+        "stage": stage.state(),
+        "history": history,
+        "stages": stages,
+        "seconds": max(seconds for seconds, _ in parts),
+        "ledgers": [ledger for _, ledger in parts],
+    }
+
+
+def restore_run(
+    state: dict[str, Any], clock: Clock, transport: Transport
+) -> tuple[Stage, History, list[dict[str, Any]]]:
+    """Return stage, history and stages of a checkpoint; clock and ledger go on from where they were."""
+    clock.seconds = state["seconds"]
+    if transport.rank == 0:  # the sums over the ranks go on, on however many there are
+        for ledger in state["ledgers"]:
+            transport.ledger.add(ledger)
+    history = History(state["history"])
+    return Stage.of(state["stage"], history), history, state["stages"]
 
 
 def time_or_patience_is_up(settings: Any, number: int, row: dict[str, Any], best: Best) -> bool:

@@ -6,12 +6,15 @@ mpiexec -n 3 python tests/mpi_backprop.py OUT
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from pdadmm import csbm
+from pdadmm.checkpoint import found
+from pdadmm.parallel.launch import launched_rank, launched_size
 from pdadmm.solvers import solver_class
 
 __all__ = ["CASES", "run_cases"]
@@ -40,9 +43,26 @@ def run_cases(out: Path, rank: int) -> None:
         np.savez(out / f"{name}.{rank}.npz", **{k: v.numpy() for k, v in trained.model_.state_dict().items()})
         told = {"history": trained.history_, "summary": trained.summary_}
         (out / f"{name}.{rank}.json").write_text(json.dumps(told))
+        if name == "adam":
+            goes_on(solver_class(solver)(**given), graph, out / f"checkpoints.{launched_size()}", trained)
+
+
+def goes_on(solver, graph, folder: Path, expected) -> None:
+    """Cut a run off by a signal to rank 0, go on with it on as many ranks, and compare the bits."""
+
+    def watch(row) -> None:
+        if row["iteration"] == 7 and launched_rank() == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        solver.fit(graph, checkpoint=folder, checkpoint_every=3, watch=watch)
+    except SystemExit as end:
+        assert end.code == 143  # noqa: PT017 (not a test)
+    assert [path.name for path in found(folder)] == ["iteration-000008", "iteration-000006"]
+    solver.fit(graph, checkpoint=folder, resume=True)
+    ours, theirs = solver.model_.state_dict(), expected.model_.state_dict()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 if __name__ == "__main__":
-    from pdadmm.parallel.launch import launched_rank
-
     run_cases(Path(sys.argv[1]), launched_rank())

@@ -186,6 +186,25 @@ def test_save_and_load(graph, fitted, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_a_run_goes_on_from_a_checkpoint_or_says_that_it_writes_none(graph, fitted, name, tmp_path):
+    if not solver_class(name).saves:
+        with pytest.raises(InputError, match="checkpoint"):
+            make(name).fit(graph, checkpoint=tmp_path)
+        return
+
+    def cut_off(row) -> None:
+        if row["iteration"] == 7:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        make(name).fit(graph, checkpoint=tmp_path, checkpoint_every=5, watch=cut_off)
+    again = make(name).fit(graph, checkpoint=tmp_path, checkpoint_every=50, resume=True)
+    assert same_weights(fitted(name), again)
+    assert fitted(name).history_.column("objective") == again.history_.column("objective")
+    assert fitted(name).stages_ == again.stages_
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_arrays_with_names(name, graph):
     random = np.random.default_rng(0)
     labels = random.integers(3, size=60)

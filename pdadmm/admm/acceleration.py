@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,21 @@ class Momentum:
         r.sub_(z)
         self._extrapolate_(z, self.last_z)
         r.add_(z)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs between two steps; on the upper side own_q and last_z mean nothing."""
+        names = ("q", "own_q", "last_q", "last_u", "last_z")
+        arrays = {name: getattr(self, name) for name in names}
+        if self.own_q is self.q:
+            del arrays["own_q"]
+        return {"t": self.t, "measure": self.measure} | arrays
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the lower side's ``state``."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        if "own_q" not in state:
+            self.own_q = self.q
 
     def _extrapolate_(self, x: Tensor, last: Tensor) -> None:
         """Set x to x + beta (x - last), and ``last`` to the old x."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 import torch
 from torch import Tensor
@@ -63,6 +65,18 @@ class Channel:
     def _prepare(self, buffer: Tensor) -> Message:
         make = self.transport.sender if self.sends else self.transport.receiver
         return make(buffer, self.peer, tag=2 * self.layer + KINDS[self.kind], kind=self.kind)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs of the sender between two messages."""
+        coded = {} if self.coder is None else self.coder.state_dict()
+        return {"own": self.own, "number": self.number, **coded}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take a sender's ``state``, at either end, before the next message."""
+        self.own.copy_(state["own"])
+        self.number = state["number"]
+        if self.coder is not None:
+            self.coder.load_state_dict(state)
 
     # The sender
 

@@ -14,6 +14,7 @@ from pdadmm.admm.solver import ADMMSolver
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
 from pdadmm.parallel.transport import Transport
+from pdadmm.saver import Saver
 
 __all__ = ["PDADMMG", "PDADMMGQ"]
 
@@ -31,6 +32,8 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     >>> solver.score(digits()) > 0.8
     True
     """
+
+    saves = True
 
     @classmethod
     def preset_parameters(cls, name: str) -> dict[str, Any]:
@@ -59,8 +62,9 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         settings: ADMMSettings,
         transport: Transport,
         watch: Callable[[dict[str, Any]], None],
+        saver: Saver | None = None,
     ) -> Outcome:
-        solver = ADMMSolver(problem, settings, transport, settings.eval_every, watch).run()
+        solver = ADMMSolver(problem, settings, transport, settings.eval_every, watch, saver=saver).run()
         weights = dict(solver.weights)
         if transport.rank == 0:
             weights[0] = solver.first.weights()

@@ -8,12 +8,11 @@ a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
+from pdadmm.checkpoint import State
 
 __all__ = ["FIRST_LAYERS", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
 
@@ -88,13 +87,13 @@ class GramFirst:
         """Return W_1 and b_1 for the shifted features."""
         return self.W, self.b
 
-    def snapshot(self) -> Any:
+    def snapshot(self) -> State:
         """Return a copy of the weights that ``restore`` takes."""
-        return self.W.clone(), self.b.clone(), self.a.clone()
+        return {"W": self.W.clone(), "b": self.b.clone(), "a": self.a.clone()}
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: State) -> None:
         """Go back to a snapshot."""
-        self.W, self.b, self.a = (array.clone() for array in state)
+        self.W, self.b, self.a = (state[name].clone() for name in ("W", "b", "a"))
 
 
 class KernelFirst:
@@ -152,19 +151,18 @@ class KernelFirst:
         """Return W_1 and b_1 for the shifted features."""
         return (self.W if self.alpha is None else self.alpha.mT @ self.p), self.b
 
-    def snapshot(self) -> Any:
+    def snapshot(self) -> State:
         """Return a copy of the weights that ``restore`` takes."""
         if self.alpha is None:
-            return self.W, self.b, None, None
-        return None, self.b, self.alpha.clone(), self.a.clone()
+            return {"W": self.W.clone(), "b": self.b.clone()}
+        return {"b": self.b.clone(), "alpha": self.alpha.clone(), "a": self.a.clone()}
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: State) -> None:
         """Go back to a snapshot."""
-        W, b, alpha, a = state
-        if alpha is None:
-            self.set_weights(W, b)
+        if "W" in state:
+            self.set_weights(state["W"], state["b"])
         else:
-            self.b, self.alpha, self.a = b, alpha.clone(), a.clone()
+            self.b, self.alpha, self.a = state["b"], state["alpha"].clone(), state["a"].clone()
 
 
 class GradientFirst:

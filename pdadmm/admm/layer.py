@@ -21,10 +21,15 @@ from pdadmm.admm.updates import (
     update_W_b_exact,
     update_W_gradient_,
 )
+from pdadmm.checkpoint import State
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
-__all__ = ["FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums", "squared_norm"]
+__all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums", "squared_norm"]
+
+
+# The order of the updates of one layer; the kernel form of the first has alpha in W's place.
+UPDATED = ("p", "W", "alpha", "b", "z", "q")
 
 
 @dataclass
@@ -86,6 +91,19 @@ class Layer:
         self.z, self.r = a, torch.zeros_like(a)
         return a
 
+    def state(self) -> State:
+        """Return what a checkpoint needs of this layer and of its sides of the links."""
+        below = {} if self.below is None else self.below.state_of_upper()
+        above = {} if self.above is None else self.above.state_of_lower()
+        return self.snapshot() | {"z": self.z, "r": self.r} | below | above
+
+    def first_not_finite(self) -> str | None:
+        """Return the first of p, W, b, z, q, in the order of their updates, that is not finite; None for none."""
+        own = self.snapshot() | {"z": self.z}
+        own |= {"p": self.below.own_p} if self.below is not None else {}
+        own |= {"q": self.above.own_q} if self.above is not None else {}
+        return next((name for name in UPDATED if name in own and not bool(torch.isfinite(own[name]).all())), None)
+
     def update_z(self) -> None:
         """z_l: element-wise minimiser, or the loss's Newton steps on the last layer; then r = z - a."""
         if self.loss is not None:
@@ -124,6 +142,15 @@ class FirstLayer(Layer):
     def start(self) -> Tensor:
         """Begin a stage from the present W_1 and b_1; return a."""
         return self.begin(self.solver.start())
+
+    def snapshot(self) -> State:
+        """Return copies of the weights, in the solver's own form."""
+        return self.solver.snapshot()
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint's state."""
+        self.solver.restore(state)
+        self.z, self.r = state["z"], state["r"]
 
     def update_W_b(self) -> None:
         """Solve for W_1 and b_1; until z is updated, r holds a = p_1 W_1^T + b_1."""
@@ -167,6 +194,18 @@ class HiddenLayer(Layer):
         # the mean diagonal of p^T p at the stage's start: fixed, so that the objective is one function
         self.unit = squared_norm(p) / p.shape[1] or 1.0
         return self.begin(torch.addmm(self.b, p, self.W.mT))
+
+    def snapshot(self) -> State:
+        """Return copies of the weights."""
+        return {"W": self.W.clone(), "b": self.b.clone()}
+
+    def state(self) -> State:
+        """Return what a checkpoint needs of this layer and of its sides of the links."""
+        return super().state() | {"unit": self.unit}
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint's state."""
+        self.W, self.b, self.z, self.r, self.unit = (state[name] for name in ("W", "b", "z", "r", "unit"))
 
     @property
     def kappa(self) -> float:

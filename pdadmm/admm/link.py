@@ -10,6 +10,7 @@ from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.channel import Channel
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.updates import update_q_, update_q_u_, update_u_
+from pdadmm.checkpoint import State, prefixed, under
 from pdadmm.parallel.transport import Transport
 
 __all__ = ["Link"]
@@ -73,6 +74,23 @@ class Link:
         self.p_channel.connect(transport, peer, sends=self.upper, u=self.u)
         self.q_channel.connect(transport, peer, sends=self.lower, u=self.u)
 
+    def state_of_upper(self) -> State:
+        """Return what the upper side alone knows, for its layer's checkpoint; nothing is under way (``finish``)."""
+        return prefixed("p", self.p_channel.state())
+
+    def state_of_lower(self) -> State:
+        """Return what the lower side knows, and what both do, for its layer's checkpoint."""
+        momentum = {} if self.momentum is None else prefixed("momentum", self.momentum.state())
+        return prefixed("q", self.q_channel.state()) | {"u": self.u} | momentum
+
+    def restore(self, lower: State, upper: State) -> None:
+        """Go on from the checkpoints of the layers on both sides."""
+        self.p_channel.restore(under("p", upper))
+        self.q_channel.restore(under("q", lower))
+        self.u.copy_(lower["u"])
+        if self.momentum is not None:
+            self.momentum.restore(under("momentum", lower))
+
     # The upper side: it writes p, and waits for q.
 
     def wait_q(self) -> None:
@@ -129,7 +147,7 @@ class Link:
             self.resent = resent
 
     def finish(self) -> None:
-        """End of the stage: complete what is under way, so that both sides agree."""
+        """Complete what is under way, so that both sides agree: a stage ends, or a checkpoint is due."""
         if self.remote and self.upper:
             self.wait_q()
         elif self.remote:

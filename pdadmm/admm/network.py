@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from pdadmm.admm.layer import FirstLayer, Layer, Terms
+from pdadmm.admm.layer import UPDATED, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.quantizer import Quantizer
+from pdadmm.checkpoint import State
 from pdadmm.parallel.placement import owner_of
 from pdadmm.parallel.transport import Transport
 
@@ -76,6 +76,13 @@ class Network:
         h = torch.empty(nodes, bottom.W.shape[1], dtype=bottom.W.dtype)
         return self.transport.receive(h, self.rank_below, kind)
 
+    def describe(self) -> str:
+        """Say which layers this rank holds, counted from 1."""
+        own = [layer.index + 1 for layer in self.layers]
+        if len(own) < 2:
+            return f"layer {own[0]} of {self.depth}" if own else "no layer"
+        return f"layers {own[0]} to {own[-1]} of {self.depth}"
+
     def iterate(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
         mark = self.transport.trace.mark
@@ -102,9 +109,14 @@ class Network:
             layer.update_q()
 
     def finish(self) -> None:
-        """Complete every message under way: the stage ends here."""
-        for link in {layer.below for layer in self.uppers} | {layer.above for layer in self.lowers}:
+        """Complete every message under way, so that both sides of each link agree; ``iterate`` may go on from here."""
+        for link in self._links():
             link.finish()
+
+    def _links(self) -> dict[Link, int]:
+        """Return the links that this rank sees a side of, and the layer below each."""
+        below = {layer.below: layer.index - 1 for layer in self.uppers}
+        return below | {layer.above: layer.index for layer in self.lowers}
 
     def message_bytes(self) -> int:
         """Return the bytes of p and q messages of one iteration over this rank's upper boundaries."""
@@ -114,6 +126,11 @@ class Network:
     def terms(self) -> list[Terms]:
         """Return what each of this rank's layers adds to the objective and the residuals."""
         return [layer.terms() for layer in self.layers]
+
+    def not_finite(self) -> list[tuple[int, int, str]]:
+        """Return (place in the order of updates, layer, variable) where this rank's layers are not finite."""
+        found = ((layer.index, layer.first_not_finite()) for layer in self.layers)
+        return [(UPDATED.index(name), index, name) for index, name in found if name is not None]
 
     def last_input(self, nodes: int) -> Tensor | None:
         """Pass the ``nodes`` labelled nodes up to layer L; its input on the rank that holds it, else None."""
@@ -135,9 +152,14 @@ class Network:
             return None
         return self.layers[-1].forward(h)
 
-    def snapshot(self) -> list[Any]:
-        """Return copies of this rank's weights, a layer each; the first layer's in its solver's own form."""
-        return [
-            layer.solver.snapshot() if isinstance(layer, FirstLayer) else (layer.W.clone(), layer.b.clone())
-            for layer in self.layers
-        ]
+    def snapshot(self) -> list[State]:
+        """Return copies of this rank's weights, a layer each."""
+        return [layer.snapshot() for layer in self.layers]
+
+    def restore(self, states: Callable[[int], State]) -> None:
+        """Go on from the layers' states in a checkpoint; those beside this rank's layers are asked for, too."""
+        own = {layer.index: states(layer.index) for layer in self.layers}
+        for layer in self.layers:
+            layer.restore(own[layer.index])
+        for link, lower in self._links().items():
+            link.restore(*(own.get(layer) or states(layer) for layer in (lower, lower + 1)))

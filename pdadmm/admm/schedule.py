@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["RHO_SCHEDULES", "FixedRho", "StallRho"]
 
 
@@ -9,6 +11,13 @@ class FixedRho:
     """rho stays as given."""
 
     needs_objective = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
 
     def next(self, rho: float, cost: float) -> float:
         """Return rho of the next iteration."""
@@ -30,6 +39,14 @@ class StallRho:
 
     def __init__(self) -> None:
         self.best, self.stalled = float("inf"), 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs: the least cost, and for how long it has stood."""
+        return {"best": self.best, "stalled": self.stalled}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.best, self.stalled = state["best"], state["stalled"]
 
     def next(self, rho: float, cost: float) -> float:
         """Return rho of the next iteration, given the cost after this one."""

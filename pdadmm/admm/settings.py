@@ -29,6 +29,9 @@ from pdadmm.parameters import (
 __all__ = ["ADMMSettings", "default_stages"]
 
 
+ON_DIVERGENCE = ("stop", "backoff")
+
+
 @dataclass(eq=False, repr=False)
 class ADMMSettings:
     """What pdADMM-G itself can be told; the names are the paper's where it has one."""
@@ -78,6 +81,11 @@ class ADMMSettings:
         None,
         optional(whole(1)),
         "end a stage after this many iterations without a better validation accuracy",
+    )
+    on_divergence: str = param(
+        "stop",
+        one_of(ON_DIVERGENCE),
+        "what follows a value that is not finite: stop, or back off to the best weights so far and rho tenfold",
     )
     max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
     quantizer: Quantizer | None = param(

@@ -19,13 +19,26 @@ from pdadmm.admm.network import Network
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
+from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_patience_is_up
+from pdadmm.recording import (
+    Best,
+    Clock,
+    Stage,
+    restore_run,
+    run_state,
+    run_summary,
+    stage_summary,
+    time_or_patience_is_up,
+)
+from pdadmm.saver import Saver
 
 __all__ = ["ADMMSolver"]
+
+MOST_BACKOFFS = 10  # in a stage: rho may rise that many times tenfold
 
 log = logging.getLogger("pdadmm")
 
@@ -34,7 +47,8 @@ class ADMMSolver:
     """Trains a GA-MLP by pdADMM-G on a Problem (Wang et al. 2022, Algorithm 1, grown stage by stage).
 
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
-    the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused.
+    the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
+    ``saver`` writes checkpoints, and may have one to go on from.
     After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
     ``first`` (rank 0) and ``weights`` (layers above the first).
     """
@@ -47,6 +61,7 @@ class ADMMSolver:
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         first: Any = None,
+        saver: Saver | None = None,
     ) -> None:
         self.problem, self.settings, self.transport = problem, settings, transport
         self.eval_every, self.watch = eval_every, watch
@@ -57,59 +72,110 @@ class ADMMSolver:
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
         self.history, self.stages, self.clock = History(), [], Clock()
         self.weights: Weights = {}
-        self.first = first
+        self.first, self.saver = first, saver
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
-        self.clock.start()
-        placement = None
-        self.transport.trace.mark("first layer's factor")
-        for number, depth in enumerate(self.settings.stages):
-            placement = self._enter_stage(depth, placement)
-            self.transport.trace.mark("begin stage")
-            self._run_stage(number, depth, placement)
-        self.clock.stop()
+        saved = None if self.saver is None else self.saver.saved
+        self.placement = None
+        for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
+            self.clock.start()
+            # nobody else holds the network: its arrays are given back before the next stage
+            self._run_stage(*self._begin_stage(number, saved))
+            saved = None
         return self
 
-    def _run_stage(self, number: int, depth: int, placement: list[range]) -> None:
-        """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
-        trace = self.transport.trace
-        network = self._build(number, depth, placement)  # its arrays are given back before the next stage
+    def _begin_stage(self, number: int, saved: Checkpoint | None) -> tuple[Stage, Network]:
+        """Build the network of a stage, from a checkpoint where one is given."""
+        if self.placement is None:
+            self.transport.trace.mark("first layer's factor")
+        depth = self.settings.stages[number]
+        if saved is not None:
+            return self._go_on(saved, depth)
+        self.placement = self._enter_stage(depth, self.placement)
+        self.transport.trace.mark("begin stage")
+        network = self._build(number, depth, self.placement)
         self.clock.stop()
-        start = self._evaluate(network)
-        best = Best()
-        for iteration in range(1, self.settings.iterations + 1):
-            self.clock.start()
-            trace.iteration += 1
-            network.iterate()
-            self.clock.stop()
-            trace.mark("measure")
-            row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth}
+        return Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot())), network
+
+    def _run_stage(self, stage: Stage, network: Network) -> None:
+        """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
+        while not stage.ended:
             try:
-                row |= self._measure(network)
-            except DivergenceError:
+                self._step(stage, network)
+            except DivergenceError as error:
                 network.finish()  # all ranks are here: no message may outlive its buffer
-                raise
-            ends = iteration == self.settings.iterations
-            if ends or iteration % self.eval_every == 0:
-                self._judge(network, row, best)
-            ends = ends or self._stops(number, row, best)
-            if ends and "train_accuracy" not in row:
-                self._judge(network, row, best)
-            self.history.append(row)
-            self.watch(row)
-            if ends:
-                break
+                network = self._back_off(stage, network, error)
+            else:
+                self._save(stage, network)
         self.clock.start()
         self.transport.trace.mark("end stage")
         network.finish()
-        self._keep(network, best.weights)
+        self._keep(network, stage.best.weights)
+        self.clock.stop()
         message_bytes = sum(self.transport.allgather(network.message_bytes()))
-        self.stages.append(stage_summary(depth, iteration, message_bytes, start, best.row))
+        self.stages.append(stage_summary(stage.depth, stage.iterations, message_bytes, stage.start, stage.best.row))
+
+    def _step(self, stage: Stage, network: Network) -> None:
+        """Do one iteration, with all that is measured of it; ``stage.ended`` where it is the last."""
+        if self.saver is not None:
+            self.saver.beat(len(self.history) + 1, network.describe())
+        trace = self.transport.trace
+        trace.iteration = len(self.history) + 1
+        self.clock.start()
+        network.iterate()
+        self.clock.stop()
+        trace.mark("measure")
+        row = {"iteration": len(self.history) + 1, "stage": stage.number, "layers": stage.depth}
+        row |= self._measure(network)
+        stage.iterations += 1
+        ends = stage.iterations == self.settings.iterations
+        if ends or stage.iterations % self.eval_every == 0:
+            self._judge(network, row, stage.best)
+        stage.ended = ends or self._stops(stage.number, row, stage.best)
+        if stage.ended and "train_accuracy" not in row:
+            self._judge(network, row, stage.best)
+        self.history.append(row)
+        self.watch(row)
 
     def widths(self, depth: int) -> list[int]:
         """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
         return [self.problem.inputs, *[self.settings.hidden] * (depth - 1), self.problem.classes]
+
+    # Checkpoints
+
+    def _save(self, stage: Stage, network: Network) -> None:
+        """Let the saver write a checkpoint of what the next iteration starts from, if it is time."""
+        if self.saver is None:
+            return
+        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+
+        def layers() -> dict[int, State]:
+            network.finish()
+            best = [prefixed("best", weights) for weights in stage.best.weights]
+            return {layer.index: layer.state() | own for layer, own in zip(network.layers, best)}
+
+        def run() -> dict[str, Any]:
+            state = run_state(stage, self.history, self.stages, self.clock, self.transport)
+            return state | {"rho": self.penalties.rho, "schedule": self.schedule.state()}
+
+        self.saver.step(len(self.history), last, layers, run)
+
+    def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
+        """Build the stage of a checkpoint and bring it to where that was written, on any number of ranks."""
+        state = saved.progress
+        self._start_first_layer(self.widths(self.settings.stages[0]))
+        self.placement = self._place(depth)
+        own = {layer: saved.layer(layer) for layer in self.placement[self.transport.rank]}
+        self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
+        network = self._build(state["stage"]["number"], depth, self.placement)
+        network.restore(lambda layer: own.get(layer) or saved.layer(layer))
+        self.clock.stop()
+        stage, self.history, self.stages = restore_run(state, self.clock, self.transport)
+        stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
+        self.penalties.rho = state["rho"]
+        self.schedule.restore(state["schedule"])
+        return stage, network
 
     # Start and growth
 
@@ -118,7 +184,7 @@ class ADMMSolver:
         widths, s = self.widths(depth), self.settings
         if old is None:
             self._start_first_layer(widths)
-        new = place_layers(layer_costs(self.problem.nodes, widths, self.first_cost), self.transport.size)
+        new = self._place(depth)
         if old is not None:
             self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.transport)
             return new
@@ -127,6 +193,9 @@ class ADMMSolver:
                 shape, deviation = (widths[layer + 1], widths[layer]), 1.0 / math.sqrt(widths[layer])
                 self.weights[layer] = random_layer(s.seed, layer, *shape, deviation, self.dtype)
         return new
+
+    def _place(self, depth: int) -> list[range]:
+        return place_layers(layer_costs(self.problem.nodes, self.widths(depth), self.first_cost), self.transport.size)
 
     def _start_first_layer(self, widths: list[int]) -> None:
         """Choose the form of the first layer; rank 0 factors it and draws W_1."""
@@ -164,18 +233,20 @@ class ADMMSolver:
 
     def _keep(self, network: Network, snapshot: list[Any]) -> None:
         """Go back to a snapshot, and find the shift that growth needs behind this activation."""
-        for layer, state in zip(network.layers, snapshot):
-            if layer.index == 0:
-                self.first.restore(state)
-            else:
-                layer.W, layer.b = state
-                self.weights[layer.index] = state
+        self._go_back(network, snapshot)
         self.shift = None
         if not self.activation.idempotent and network.depth < self.settings.layers:
             h = network.last_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
             own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)
             self.shift = next(part for part in self.transport.allgather(own) if part is not None)
+
+    def _go_back(self, network: Network, snapshot: list[State]) -> None:
+        for layer, state in zip(network.layers, snapshot):
+            if layer.index == 0:
+                self.first.restore(state)
+            else:
+                layer.W, layer.b = self.weights[layer.index] = state["W"].clone(), state["b"].clone()
 
     # Measuring: none of it counts as training, unless the schedule of rho asks for the objective
 
@@ -184,24 +255,47 @@ class ADMMSolver:
         counted = self.schedule.needs_objective
         if counted:
             self.clock.start()
-        own = network.terms(), self.clock.seconds, self.transport.ledger.bytes_sent
+        asked = 0 if self.saver is None else self.saver.asked
+        own = network.terms(), self.clock.seconds, self.transport.ledger.bytes_sent, asked
         parts = self.transport.allgather(own)
+        if self.saver is not None:
+            self.saver.agree([part[3] for part in parts])
         terms = [terms for part in parts for terms in part[0]]
         row = combine(terms, self.penalties)
         if not math.isfinite(row["lagrangian"]):
-            raise DivergenceError(self._divergence(terms))
+            raise DivergenceError(self._divergence(terms, network))
         self.penalties.rho = self.schedule.next(self.penalties.rho, row["objective"])
         if counted:
             self.clock.stop()
         return row | {"seconds": max(part[1] for part in parts), "bytes": sum(part[2] for part in parts)}
 
-    def _divergence(self, terms: list[Terms]) -> str:
-        sums = [sum(vars(term).values()) for term in terms]
-        bad = next((n for n, value in enumerate(sums, 1) if not math.isfinite(value)), len(terms))
+    def _divergence(self, terms: list[Terms], network: Network) -> str:
+        """Say where the numbers stopped being finite: the earliest update of this iteration; collective."""
+        found = min((place for part in self.transport.allgather(network.not_finite()) for place in part), default=None)
+        if found is not None:
+            bad, first = found[1] + 1, f" ({found[2]} first)"
+        else:  # the variables are finite, their squares are not
+            sums = [sum(vars(term).values()) for term in terms]
+            bad = next((n for n, value in enumerate(sums, 1) if not math.isfinite(value)), len(terms))
+            first = ""
         return (
-            f"iteration {len(self.history) + 1}: layer {bad} of {len(terms)} is not finite with "
+            f"iteration {len(self.history) + 1}: layer {bad} of {len(terms)} is not finite{first} with "
             f"nu = {self.penalties.nu:g}, rho = {self.penalties.rho:g}; raise rho, lower nu, or use dtype float64"
         )
+
+    def _back_off(self, stage: Stage, network: Network, error: DivergenceError) -> Network:
+        """Build the stage anew from its best weights so far, with ten times rho; or raise the error."""
+        if self.settings.on_divergence != "backoff" or stage.backoffs == MOST_BACKOFFS:
+            raise error
+        stage.backoffs += 1
+        self.clock.start()
+        self._go_back(network, stage.best.weights)
+        self.penalties.rho *= 10.0
+        network = self._build(stage.number, stage.depth, self.placement)
+        self.clock.stop()
+        if self.transport.rank == 0:
+            log.warning("%s: going on from the best weights so far with rho = %g", error, self.penalties.rho)
+        return network
 
     def _evaluate(self, network: Network) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""

@@ -17,8 +17,11 @@ from pdadmm.baselines.dropout import draw_mask
 from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
+from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
+from pdadmm.recording import Stage, restore_run, run_state
+from pdadmm.saver import Saver
 
 __all__ = ["BackpropSolver"]
 
@@ -27,9 +30,10 @@ class BackpropSolver(Driver):
     """Trains a GA-MLP by gradients of the mean loss over the training nodes (docs/baselines.md).
 
     ``settings`` are checked settings, ``optimizer`` makes a torch optimiser of groups of weights, ``transport``
-    joins the ranks, ``watch`` is called with every row of the history. Every rank holds all weights and a run
-    of the nodes; gradients are summed over the ranks before each step. After ``run``: ``history``, ``stages``
-    and ``weights``, [W_1, b_1, .., W_L, b_L] of the best full-depth iteration.
+    joins the ranks, ``watch`` is called with every row of the history, ``saver`` writes checkpoints and may have one
+    to go on from. Every rank holds all weights and a run of the nodes; gradients are summed over the ranks before
+    each step. After ``run``: ``history``, ``stages`` and ``weights``, [W_1, b_1, .., W_L, b_L] of the best
+    full-depth iteration.
     """
 
     def __init__(
@@ -40,8 +44,9 @@ class BackpropSolver(Driver):
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:
-        super().__init__(settings, transport, eval_every, watch)
+        super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.make_optimizer = problem, optimizer
         self.slope = get_activation(settings.activation).negative_slope
         self.shard = deal(problem, self.dtype, transport)
@@ -51,15 +56,27 @@ class BackpropSolver(Driver):
 
     def run(self) -> BackpropSolver:
         """Train through all stages; collective over the ranks."""
-        for number, depth in enumerate(self.settings.stages):
+        stage, saved = None, None if self.saver is None else self.saver.saved
+        for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
+            depth = self.settings.stages[number]
             self.clock.start()
-            if number == 0:
-                self._start(depth)
+            if saved is not None and stage is None:
+                stage = self._go_on(saved)
             else:
-                self._grow(depth)
-            self.clock.stop()
-            self._run_stage(number, depth)
+                if number == 0:
+                    self._start(depth)
+                else:
+                    self._grow(depth)
+                self.clock.stop()
+                stage = Stage(number, depth, self._evaluate())
+            self._run_stage(stage)
         return self
+
+    def _iterate(self, stage: Stage) -> None:
+        if self.saver is not None:
+            rows, V = self.shard.rows, self.problem.nodes
+            self.saver.beat(len(self.history) + 1, f"training nodes {rows.start + 1} to {rows.stop} of {V}")
+        super()._iterate(stage)
 
     # One iteration
 
@@ -199,6 +216,37 @@ class BackpropSolver(Driver):
         if state is not None:
             self._set_state(dict(enumerate(state)))
 
+    # Checkpoints
+
+    def _save(self, stage: Stage) -> None:
+        """Let the saver write a checkpoint, if it is time; all ranks hold the same, so rank 0 writes it."""
+        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+
+        def layers() -> dict[int, State]:
+            if self.transport.rank > 0:
+                return {}
+            now = _by_layer([weight.detach() for weight in self.weights], self._state())
+            best = _by_layer(*stage.best.weights) if stage.best.weights else [{} for _ in now]
+            return {layer: own | prefixed("best", best[layer]) for layer, own in enumerate(now)}
+
+        def run() -> dict[str, Any]:
+            return run_state(stage, self.history, self.stages, self.clock, self.transport)
+
+        self.saver.step(len(self.history), last, layers, run)
+
+    def _go_on(self, saved: Checkpoint) -> Stage:
+        """Bring weights and optimiser to where a checkpoint was written, on any number of ranks."""
+        states = [saved.layer(layer) for layer in range(saved.layers)]
+        self._adopt([(state["W"], state["b"]) for state in states])
+        self._set_state(dict(enumerate(_optimiser_states(states))))
+        self.clock.stop()
+        stage, self.history, self.stages = restore_run(saved.progress, self.clock, self.transport)
+        best = [under("best", state) for state in states]
+        if best[0]:
+            optimiser = _optimiser_states(best) if stage.depth < self.settings.layers else None
+            stage.best.weights = [state[name] for state in best for name in "Wb"], optimiser
+        return stage
+
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
         self.transport.trace.mark("evaluate")
@@ -207,3 +255,19 @@ class BackpropSolver(Driver):
         tallies = self.transport.allgather(own, "evaluation")
         self._check(not any(tally["bad"] for tally in tallies))
         return self.shard.scores(tallies)
+
+
+def _by_layer(weights: Sequence[Tensor], optimiser: Sequence[dict[str, Any]] | None) -> list[State]:
+    """Return weights [W_1, b_1, ..] and the optimiser's state of each, sorted into one state a layer."""
+    layers: list[State] = [{} for _ in weights[::2]]
+    for number, weight in enumerate(weights):
+        own, name = layers[number // 2], "Wb"[number % 2]
+        own[name] = weight
+        if optimiser is not None:
+            own |= prefixed(name, optimiser[number])
+    return layers
+
+
+def _optimiser_states(layers: Sequence[State]) -> list[dict[str, Any]]:
+    """Return the optimiser's state of each weight, in the order of ``weights``."""
+    return [under(name, state) for state in layers for name in "Wb"]

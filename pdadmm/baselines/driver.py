@@ -12,13 +12,14 @@ from torch import Tensor
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_patience_is_up
+from pdadmm.recording import Best, Clock, Stage, run_summary, stage_summary, time_or_patience_is_up
+from pdadmm.saver import Saver
 
 __all__ = ["Driver"]
 
 
 class Driver:
-    """Runs a stage of passes and keeps the weights of its best iteration; a solver fills in the three methods below.
+    """Runs a stage of passes and keeps the weights of its best iteration; a solver fills in the methods below.
 
     ``settings`` are checked settings with ``iterations``, ``stages``, ``patience``, ``max_seconds``, ``dtype`` and
     ``learning_rate``. A solver sets ``weights``, [W_1, b_1, .., W_L, b_L], equal on every rank, and ``optimizer``.
@@ -34,10 +35,12 @@ class Driver:
         transport: Transport,
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:
         self.settings, self.transport, self.eval_every, self.watch = settings, transport, eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
         self.history, self.stages, self.clock = History(), [], Clock()
+        self.saver = saver
 
     def _pass(self, iteration: int) -> float:
         """Visit every training node once; return the mean loss that the steps saw."""
@@ -51,30 +54,40 @@ class Driver:
         """Return the bytes that all ranks together send in one iteration, by formula."""
         raise NotImplementedError
 
-    def _run_stage(self, number: int, depth: int) -> None:
+    def _run_stage(self, stage: Stage) -> None:
         """Train one stage to its end and leave its best weights in ``weights``."""
-        start, best = self._evaluate(), Best()
-        for iteration in range(1, self.settings.iterations + 1):
-            self.clock.start()
-            self.transport.trace.iteration += 1
-            objective = self._pass(len(self.history) + 1)
-            self.clock.stop()
-            self.transport.trace.mark("measure")
-            row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth, "objective": objective}
-            self._check(math.isfinite(objective))
-            row |= self._measure()
-            ends = iteration == self.settings.iterations
-            if ends or iteration % self.eval_every == 0:
-                self._judge(row, best)
-            ends = ends or time_or_patience_is_up(self.settings, number, row, best)
-            if ends and "train_accuracy" not in row:
-                self._judge(row, best)
-            self.history.append(row)
-            self.watch(row)
-            if ends:
-                break
-        self._go_back(best.weights)
-        self.stages.append(stage_summary(depth, iteration, self.pass_bytes(), start, best.row))
+        while not stage.ended:
+            self._iterate(stage)
+            if self.saver is not None:
+                self._save(stage)
+        self._go_back(stage.best.weights)
+        self.stages.append(
+            stage_summary(stage.depth, stage.iterations, self.pass_bytes(), stage.start, stage.best.row)
+        )
+
+    def _iterate(self, stage: Stage) -> None:
+        """Do one pass, with all that is measured of it; ``stage.ended`` where it is the last."""
+        iteration = self.transport.trace.iteration = len(self.history) + 1
+        self.clock.start()
+        objective = self._pass(iteration)
+        self.clock.stop()
+        self.transport.trace.mark("measure")
+        row = {"iteration": iteration, "stage": stage.number, "layers": stage.depth, "objective": objective}
+        self._check(math.isfinite(objective))
+        row |= self._measure()
+        stage.iterations += 1
+        ends = stage.iterations == self.settings.iterations
+        if ends or stage.iterations % self.eval_every == 0:
+            self._judge(row, stage.best)
+        stage.ended = ends or time_or_patience_is_up(self.settings, stage.number, row, stage.best)
+        if stage.ended and "train_accuracy" not in row:
+            self._judge(row, stage.best)
+        self.history.append(row)
+        self.watch(row)
+
+    def _save(self, stage: Stage) -> None:
+        """Let the saver write a checkpoint, if it is time; only for solvers that are given one."""
+        raise NotImplementedError
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return (W, b) of every layer."""
@@ -118,7 +131,10 @@ class Driver:
 
     def _measure(self) -> dict[str, Any]:
         """Return seconds and bytes after an iteration, the same on every rank."""
-        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent))
+        asked = 0 if self.saver is None else self.saver.asked
+        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent, asked))
+        if self.saver is not None:
+            self.saver.agree([part[2] for part in parts])
         return {"seconds": max(part[0] for part in parts), "bytes": sum(part[1] for part in parts)}
 
     def _judge(self, row: dict[str, Any], best: Best) -> None:

@@ -14,6 +14,7 @@ from pdadmm.baselines.settings import BackpropSettings, learning_rate
 from pdadmm.estimator import GraphClassifier, Outcome
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import below_one, param
+from pdadmm.saver import Saver
 
 __all__ = ["GD", "Adadelta", "Adagrad", "Adam", "Backprop"]
 
@@ -26,6 +27,8 @@ class Backprop(GraphClassifier, BackpropSettings):
     summed. The model kept is the full-depth iteration of best validation accuracy (the last iteration
     without validation nodes).
     """
+
+    saves = True
 
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
         """Return the optimiser of these weights, or groups of weights; the settings are checked ones."""
@@ -43,8 +46,10 @@ class Backprop(GraphClassifier, BackpropSettings):
         settings: Backprop,
         transport: Transport,
         watch: Callable[[dict[str, Any]], None],
+        saver: Saver | None = None,
     ) -> Outcome:
-        solver = BackpropSolver(problem, settings, transport, settings.optimizer, settings.eval_every, watch).run()
+        every = settings.eval_every
+        solver = BackpropSolver(problem, settings, transport, settings.optimizer, every, watch, saver).run()
         layers = [(W.detach(), b.detach()) for W, b in solver.layers()]
         weights = dict(enumerate(layers)) if transport.rank == 0 else {}  # all ranks hold the same
         return Outcome(weights, solver.history, solver.stages, solver.summary())

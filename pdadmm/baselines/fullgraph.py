@@ -20,7 +20,7 @@ from pdadmm.baselines.shards import scores, tally
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown
+from pdadmm.recording import Breakdown, Stage
 
 __all__ = ["FirstLayer", "FullGraphSolver"]
 
@@ -117,7 +117,7 @@ class FullGraphSolver(Driver):
         self.weights = [array.contiguous().requires_grad_() for layer in layers for array in layer]
         self.optimizer = s.optimizer(self.weights)
         self.clock.stop()
-        self._run_stage(0, s.layers)
+        self._run_stage(Stage(0, s.layers, self._evaluate()))
         self.mixer.finish()
         return self
 

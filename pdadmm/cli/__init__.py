@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 import pdadmm
-from pdadmm.errors import DivergenceError, InputError
+from pdadmm.errors import DivergenceError, InputError, Interrupted
 from pdadmm.parallel.launch import launched_rank
 
 __all__ = ["COMMANDS", "main"]
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0; 2 after one sentence about bad input; 1 when training diverges."""
+    """Run one command. Returns 0; 2 after one sentence about bad input; 1 when training diverges; 130 after SIGINT."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _dispatch(arguments)
@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 2)
     except DivergenceError as error:
         return _complain(error, 1)
+    except Interrupted:  # it has been said
+        return 130
 
 
 def _complain(error: Exception, status: int) -> int:

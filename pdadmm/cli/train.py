@@ -9,6 +9,7 @@ from typing import Any
 
 from pdadmm import console
 from pdadmm.cli.common import (
+    accepted,
     add_data_flags,
     add_parameter_flags,
     add_preset_flag,
@@ -23,6 +24,7 @@ from pdadmm.data import Graph
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import whole
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -46,7 +48,9 @@ def run(arguments: list[str]) -> int:
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
     try:
-        estimator.fit(graph, watch=progress, trace=trace)
+        checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
+        checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
+        estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
@@ -77,6 +81,9 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
     out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
     out.add_argument("--trace", metavar="FILE", help="write every rank's timeline here (JSON, Chrome's trace format)")
+    out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
+    out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
+    out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     out.add_argument("--quiet", action="store_true", help="no progress")
     out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
     return parser

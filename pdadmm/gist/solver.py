@@ -16,7 +16,7 @@ from pdadmm.gist.homes import Homes
 from pdadmm.gist.slices import infer_in_slices, layer_of
 from pdadmm.models.gnn import Aggregation
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown
+from pdadmm.recording import Breakdown, Stage
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
 from pdadmm.sampling.solver import batch_loss, breakdown, whole_graph
@@ -56,7 +56,7 @@ class GISTSolver(Driver):
         self.clock.start()
         self.homes.start(self.settings.seed)
         self.clock.stop()
-        self._run_stage(0, self.settings.layers)
+        self._run_stage(Stage(0, self.settings.layers, self._evaluate()))
         return self
 
     # Rounds

@@ -34,6 +34,15 @@ class Ledger:
         """Count one message of ``nbytes`` bytes that reached this rank."""
         self.received[kind] += nbytes
 
+    def state(self) -> dict[str, dict[str, int]]:
+        """Return all counts as plain dicts."""
+        return {name: dict(counts) for name, counts in vars(self).items()}
+
+    def add(self, state: dict[str, dict[str, int]]) -> None:
+        """Add the counts of another ledger's ``state``."""
+        for name, counts in state.items():
+            getattr(self, name).update(counts)
+
     @property
     def bytes_sent(self) -> int:
         """Bytes of p and q, of features and adjoints, of gradients, and of GIST's blocks, that this rank sent."""

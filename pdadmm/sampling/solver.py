@@ -15,7 +15,7 @@ from pdadmm.baselines.shards import scores, tally
 from pdadmm.models.gnn import Aggregation, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown
+from pdadmm.recording import Breakdown, Stage
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
 
@@ -78,7 +78,7 @@ class SampledSolver(Driver):
         self.weights = [array.requires_grad_() for layer in layers for array in layer]
         self.optimizer = s.optimizer(self.weights)
         self.clock.stop()
-        self._run_stage(0, s.layers)
+        self._run_stage(Stage(0, s.layers, self._evaluate()))
         return self
 
     def _pass(self, iteration: int) -> float:
