@@ -1,5 +1,6 @@
 # make train   set up .venv and run the main job: 10 layers on 4 MPI ranks, the digits graph
 # make test    set up .venv and run the tests
+# make bench   set up .venv and time the parts, a few minutes; bench-full: the sizes of docs/benchmarks/cpu.md
 # make lint    set up .venv and check the style
 # make clean   remove all that these made
 #
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 # One BLAS thread per rank: ranks share the cores, and thread counts change the last bits of a product.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test lint setup clean
+.PHONY: train test bench bench-full lint setup clean
 
 train: $(STAMP)
 	mkdir -p out
@@ -27,6 +28,24 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/iteration.py --nodes 140 --inputs 7165 --hidden 100 --inner 5
+	$(BIN)/python benchmarks/iteration.py --nodes 4000 --hidden 128 --repeat 5
+	$(BIN)/python benchmarks/spmm.py --nodes 50000 --nonzeros 1000000 --columns 64
+	$(BIN)/python benchmarks/codec.py --nodes 5000 --repeat 5
+	$(BIN)/python benchmarks/memory.py --nodes 5000
+	$(BIN)/mpirun -n 2 $(BIN)/python benchmarks/ranks.py --nodes 4000 --hidden 128
+	$(BIN)/python benchmarks/scaling.py --share 0.2 --repeat 3
+
+bench-full: $(STAMP)
+	$(BIN)/python benchmarks/iteration.py --nodes 140 --inputs 7165 --hidden 100 --inner 5
+	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/spmm.py
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/mpirun -n 2 $(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/scaling.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

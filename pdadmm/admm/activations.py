@@ -61,13 +61,13 @@ class PiecewiseLinear:
             return fused.distance(q, z, self.negative_slope)
         return float((q.double() - self(z)).square().sum())
 
-    def update_z_(self, z: Tensor, r: Tensor, a: Tensor, q: Tensor, prox_z: float) -> None:
-        """Set z to ``minimise(a, q, z, prox_z)`` and r to z - a, in one pass where that was built; all (V, n)."""
-        if fused.takes(z, r, a, q):
-            fused.update_z_(z, r, a, q, prox_z, self.negative_slope)
+    def update_z_(self, z: Tensor, r: Tensor, q: Tensor, prox_z: float) -> None:
+        """Set z to ``minimise(a, q, z, prox_z)`` and r, which holds a, to z - a: one pass where built; all (V, n)."""
+        if fused.takes(z, r, q):
+            fused.update_z_(z, r, r, q, prox_z, self.negative_slope)
         else:
-            z.copy_(self.minimise(a, q, z, prox_z))
-            torch.sub(z, a, out=r)
+            z.copy_(self.minimise(r, q, z, prox_z))
+            torch.sub(z, r, out=r)
 
 
 ACTIVATIONS = {

@@ -67,16 +67,15 @@ class ADMMSolver:
         for number, depth in enumerate(self.settings.stages):
             placement = self._enter_stage(depth, placement)
             self.transport.trace.mark("begin stage")
-            network = self._build(number, depth, placement)
-            self.clock.stop()
-            self._run_stage(number, depth, network)
-            self.clock.start()
+            self._run_stage(number, depth, placement)
         self.clock.stop()
         return self
 
-    def _run_stage(self, number: int, depth: int, network: Network) -> None:
+    def _run_stage(self, number: int, depth: int, placement: list[range]) -> None:
         """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
         trace = self.transport.trace
+        network = self._build(number, depth, placement)  # its arrays are given back before the next stage
+        self.clock.stop()
         start = self._evaluate(network)
         best = Best()
         for iteration in range(1, self.settings.iterations + 1):
@@ -105,7 +104,6 @@ class ADMMSolver:
         self.transport.trace.mark("end stage")
         network.finish()
         self._keep(network, best.weights)
-        self.clock.stop()
         message_bytes = sum(self.transport.allgather(network.message_bytes()))
         self.stages.append(stage_summary(depth, iteration, message_bytes, start, best.row))
 

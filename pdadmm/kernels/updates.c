@@ -13,12 +13,14 @@ enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 
 EXPORT int pdadmm_updates_interface(void) { return 2; }
 
-/* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above. */
+/* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above.
+   r may be a itself: no element is read after it was written. */
 #define DEFINE_UPDATE_Z(REAL, NAME)                                                                               \
-  CLONES static void NAME##_sweep(const REAL *restrict a, const REAL *restrict q, REAL *restrict z,               \
-                                  REAL *restrict r, int64_t count, REAL prox, REAL slope) {                       \
+  CLONES static void NAME##_sweep(const REAL *a, const REAL *restrict q, REAL *restrict z, REAL *r, int64_t count,\
+                                  REAL prox, REAL slope) {                                                        \
     const REAL up = 1 / (2 + prox), down = 1 / (1 + slope * slope + prox);                                        \
     const int one = slope == 1;                                                                                   \
+    _Pragma("GCC ivdep")                                                                                          \
     for (int64_t i = 0; i < count; i++) {                                                                         \
       const REAL ai = a[i], qi = q[i], zi = z[i];                                                                 \
       REAL above = (ai + qi + prox * zi) * up, below = (ai + slope * qi + prox * zi) * down;                      \
@@ -63,7 +65,7 @@ DEFINE_UPDATE_Q_U(double, pdadmm_update_q_u_float64)
 
 /* u <- u + rho (p - q), the same bits as above: both ends of a boundary must agree. */
 #define DEFINE_UPDATE_U(REAL, NAME)                                                                               \
-  CLONES static void NAME##_sweep(REAL *restrict u, const REAL *restrict p, const REAL *restrict q, int64_t count, \
+  CLONES static void NAME##_sweep(REAL *restrict u, const REAL *restrict p, const REAL *restrict q, int64_t count,\
                                   REAL rho) {                                                                     \
     for (int64_t i = 0; i < count; i++) u[i] += rho * (p[i] - q[i]);                                              \
   }                                                                                                               \

@@ -94,7 +94,7 @@ def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None
 
 
 def update_z_(z: Tensor, r: Tensor, a: Tensor, q: Tensor, prox_z: float, negative_slope: float) -> None:
-    """Set z to argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 and r to z - a; all (V, n)."""
+    """Set z to argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 and r, which may be a, to z - a; all (V, n)."""
     _elementwise("update_z", (a, q, z, r), prox_z, negative_slope)
 
 
