@@ -17,7 +17,7 @@ from pdadmm.solvers import solver_class
 
 __all__ = ["CASES", "RANKS", "fit"]
 
-COMMON = {"layers": 3, "hidden": 10, "iterations": 9, "dropout": 0.3, "eval_every": 2}
+COMMON = {"layers": 3, "hidden": 10, "iterations": 4, "dropout": 0.3, "eval_every": 2}
 WALK = {"sampler": "walk", "batch_size": 7, "batches": 3}
 CLUSTER = {"sampler": "cluster", "clusters": 5, "clusters_per_batch": 1, "batches": 3}
 

@@ -91,7 +91,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
 
 def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
     """Read the graph and its split; check early that the results can be written."""
-    if given.save and getattr(given, "ultra_wide", False) not in (False, "false", "no"):
+    if given.save and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes"):
         raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
     if transport.rank == 0:
         check_writable(given, "summary", "history", "save", "trace")

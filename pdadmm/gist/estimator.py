@@ -37,7 +37,7 @@ class GIST(BatchClassifier):
     layers: int = param(2, whole(2), "number of layers L")
     hidden: int = param(256, whole(1), "neurons of each hidden layer")
     parts: int | None = param(None, optional(whole(1)), "narrow networks of a round (default: as many as ranks)")
-    local_steps: int = param(20, whole(1), "steps of Adam that each narrow network takes in a round")
+    local_steps: int = param(5, whole(1), "steps of Adam that each narrow network takes in a round")
     clusters: int = param(1, whole(1), "parts that the graph is cut into for batches")
     clusters_per_batch: int = param(1, whole(1), "parts joined in a batch")
 
