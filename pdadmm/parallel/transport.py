@@ -28,6 +28,7 @@ class Transport(Protocol):
 
     rank: int
     size: int
+    local_size: int  # ranks of this host
     ledger: Ledger
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
@@ -75,8 +76,8 @@ class LocalTransport:
     rank = 0
     size = 1
 
-    def __init__(self) -> None:
-        self.ledger = Ledger()
+    def __init__(self, local_size: int = 1) -> None:
+        self.ledger, self.local_size = Ledger(), local_size
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         raise AssertionError("one process has no peer to send to")
