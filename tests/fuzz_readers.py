@@ -218,27 +218,32 @@ def make_npz(r: random.Random) -> bytes:
         parts["x"] = np.linspace(-1, 1, 20).reshape(5, 4)
     if r.random() < 0.7:  # damage to the arrays themselves, in a sound archive
         for _ in range(r.choice((1, 1, 2))):
-            key = r.choice(list(parts))
-            array, act = parts[key], r.randrange(6)
-            if act == 0:
-                parts.pop(key)
-            elif act == 1:
-                parts[key] = r.choice(DATA)(r.choice((0, 1, array.size, array.size + 1)))
-            elif act == 2 and array.size:
-                array = array.astype(r.choice(("i8", "f8", "f4", "i2")))
-                with np.errstate(all="ignore"):
-                    array.reshape(-1)[r.randrange(array.size)] = r.choice((0, -1, 2, 5, 9, 30000))
-                parts[key] = array
-            elif act == 3:
-                parts[key] = array.astype(r.choice(("f8", ">i4", "u1", "?", "S3", "u8")))
-            elif act == 4:
-                parts[key] = np.concatenate([array, array])
-            else:
-                parts["../" + key] = parts.pop(key) if r.random() < 0.5 else array
+            with np.errstate(all="ignore"), contextlib.suppress(TypeError, ValueError):  # of numpy: damaged enough
+                damage_arrays(parts, r)
             if not parts:
                 return npz_bytes({})
         return damage_headers(npz_bytes(parts), r) if r.random() < 0.3 else npz_bytes(parts)
     return damage_bytes(npz_bytes(parts, r.choice((np.savez, np.savez_compressed))), r)
+
+
+def damage_arrays(parts: dict, r: random.Random) -> None:
+    """Drop, replace, alter, convert, double or rename one array."""
+    key = r.choice(list(parts))
+    array, act = parts[key], r.randrange(6)
+    if act == 0:
+        parts.pop(key)
+    elif act == 1:
+        parts[key] = r.choice(DATA)(r.choice((0, 1, array.size, array.size + 1)))
+    elif act == 2 and array.size:
+        array = array.astype(r.choice(("i8", "f8", "f4", "i2")))
+        array.reshape(-1)[r.randrange(array.size)] = r.choice((0, -1, 2, 5, 9, 30000))
+        parts[key] = array
+    elif act == 3:
+        parts[key] = array.astype(r.choice(("f8", ">i4", "u1", "?", "S3", "u8")))
+    elif act == 4:
+        parts[key] = np.concatenate([array, array])
+    else:
+        parts["../" + key] = parts.pop(key) if r.random() < 0.5 else array
 
 
 def damage_headers(raw: bytes, r: random.Random) -> bytes:
