@@ -5,8 +5,8 @@
 
 Case k of a reader is a function of (seed, reader, k) alone. A valid file is damaged at random: bits, bytes, cuts,
 numbers of 4 and 8 bytes, and parts that the format itself knows (arrays of an npz, opcodes of a pickle, values of
-JSON, the header of safetensors). A finding is any other exception, a signal, more than SECONDS, or more than
-BYTES of memory. Batches run in child processes, so that a crash is a finding too.
+JSON, the header of safetensors). A finding is any other exception, a signal, more than SECONDS of work, or
+more than BYTES of memory. Batches run in child processes, so that a crash is a finding too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from pdadmm.data import Graph, read_npz, read_planetoid
 from pdadmm.errors import InputError
 from pdadmm.history import History
 from pdadmm.models.gamlp import load_model
+from pdadmm.plot import checked, load_matplotlib, plot_convergence
+from pdadmm.plot_contest import plot_contest
 from pdadmm.standings import standings, table
 
 __all__ = ["READERS", "Finding", "run_cases"]
@@ -368,8 +370,6 @@ def rows_of_history() -> list[dict]:
 
 
 def read_a_history(folder: Path, r: random.Random) -> None:
-    from pdadmm.plot import checked, plot_convergence
-
     rows = rows_of_history()
     if r.random() < 0.7:
         rows = damage_json(rows, r)
@@ -401,8 +401,6 @@ def summary_of_contest() -> dict:
 
 
 def read_a_summary(folder: Path, r: random.Random) -> None:
-    from pdadmm.plot_contest import plot_contest
-
     summary = summary_of_contest()
     for _ in range(r.choice((1, 1, 2))):
         summary = damage_json(summary, r)
@@ -434,7 +432,8 @@ def run_case(reader: str, seed: int, case: int, folder: Path) -> str:
     """Return "refused", "valid" or a description of what went wrong."""
     r = random.Random(f"{seed} {reader} {case}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of work, whatever else this machine does
+    signal.alarm(10 * SECONDS)  # of waiting
     try:
         READERS[reader](folder, r)
         outcome = "valid"
@@ -444,6 +443,7 @@ def run_case(reader: str, seed: int, case: int, folder: Path) -> str:
         place = traceback.extract_tb(error.__traceback__)[-1]
         outcome = f"{type(error).__name__}: {error!s:.200} in {place.filename}:{place.lineno}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     return outcome if grown < BYTES else f"{grown} bytes of memory, {outcome}"
@@ -452,7 +452,7 @@ def run_case(reader: str, seed: int, case: int, folder: Path) -> str:
 def run_cases(reader: str, seed: int, cases: range, folder: Path) -> tuple[Counter, list[Finding]]:
     """Run cases in this process; count what they ended in."""
     counts, found = Counter(), []
-    known = signal.signal(signal.SIGALRM, late)
+    known = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     try:
         for case in cases:
             outcome = run_case(reader, seed, case, folder)
@@ -460,7 +460,8 @@ def run_cases(reader: str, seed: int, cases: range, folder: Path) -> tuple[Count
             if outcome not in ("refused", "valid"):
                 found.append(Finding(reader, case, outcome))
     finally:
-        signal.signal(signal.SIGALRM, known)
+        for number, handler in known.items():
+            signal.signal(number, handler)
     return counts, found
 
 
@@ -488,6 +489,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first case of each reader")
     parser.add_argument("--reader", choices=READERS, action="append")
     given = parser.parse_args()
+    load_matplotlib()  # once, not in every child process
     readers, seen = given.reader or list(READERS), Counter()
     total, everything = Counter(), []
     began = time.monotonic()
