@@ -9,8 +9,8 @@ from pdadmm.files import is_number
 __all__ = ["check_summary"]
 
 # Of every run that did not fail: what is a number, and what may be null.
-NUMBERS = ("test_accuracy", "val_accuracy", "seconds_training", "iterations")
-OPTIONAL = ("bytes", "peak_bytes")
+NUMBERS = ("test_accuracy", "val_accuracy", "seconds_training", "iterations", "peak_bytes")
+OPTIONAL = ("bytes",)
 # Of its history: columns that are there, and complete.
 COMPLETE = ("iteration", "layers", "seconds")
 
@@ -25,7 +25,7 @@ def check_summary(summary: dict[str, Any]) -> None:
         _need(isinstance(row.get("solver"), str), f"row {number}: solver")
         _need(_is_depth(row.get("layers")), f"row {number}: layers")
         _need(isinstance(row.get("parameters"), dict), f"row {number}: parameters")
-        _need(_is_list_of(row.get("runs"), dict), f"row {number}: runs")
+        _need(_is_list_of(row.get("runs"), dict) and len(row["runs"]) > 0, f"row {number}: runs")
         for place, run in enumerate(row["runs"], start=1):
             _check_run(run, f"row {number}, run {place}")
 
@@ -37,7 +37,7 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     for name in (*NUMBERS, *OPTIONAL):
         value = run.get(name, "missing")
         _need(is_number(value) or (value is None and name in OPTIONAL), f"{where}: {name}")
-    history = run.get("history")
+    history = run.get("history", {})
     _need(isinstance(history, dict) and bool(history), f"{where}: history")
     lengths = set()
     for name, column in history.items():

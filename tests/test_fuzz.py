@@ -186,6 +186,7 @@ def changed(summary: dict, path: tuple, value) -> dict:
         (("contest",), None, "contest"), (("commands",), [1], "commands"), (("rows", 1, "solver"), 3, "row 2: solver"),
         (("rows", 0, "layers"), 2.5, "row 1: layers"), (("rows", 0, "runs"), {}, "row 1: runs"),
         (("rows", 0, "runs", 1, "bytes"), "gone", "row 1, run 2: bytes"),  # the fuzzer's first find
+        (("rows", 0, "runs"), [], "row 1: runs"), (("rows", 0, "runs", 0, "peak_bytes"), None, "peak_bytes"),
         (("rows", 0, "runs", 0, "history", "seconds"), [1], "columns of one length"),
         (("rows", 0, "runs", 0, "history", "layers", 1), True, "run 1: layers"),
         (("rows", 0, "runs", 0, "history", "val_accuracy"), "gone", "val_accuracy"),

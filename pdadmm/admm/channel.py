@@ -39,6 +39,11 @@ def behind_header(value: Tensor) -> tuple[Tensor, Tensor]:
     return room[ALIGNMENT - HEADER_BYTES :], inside
 
 
+def header_of(buffer: Tensor) -> memoryview:
+    """Return the bytes of a message's header, to be written and read in place."""
+    return buffer.numpy().data[:HEADER_BYTES]
+
+
 class Channel:
     """Carries p down or q up across one boundary, as it is or through a Coder.
 
@@ -86,6 +91,7 @@ class Channel:
         columns, bits = self.value.shape[1], self._bits()
         self.shape = SHAPE.pack(self.value.shape[0], columns | bits << 24)
         self.every = 1 if checksums() else MESSAGES_BETWEEN_DIGESTS if self.coder else 0
+        self.header = header_of(self.buffer)
         self.message = self._prepare(self.buffer)
 
     def _bits(self) -> int:
@@ -117,7 +123,7 @@ class Channel:
         if self.coder is not None:
             flags |= self._encode(remote)
         if remote:
-            self._write_header(self.buffer, flags)
+            self._write_header(self.header, flags)
             self.message.start()
 
     def _encode(self, remote: bool) -> int:
@@ -131,10 +137,10 @@ class Channel:
             return NOT_FINITE
         return 0
 
-    def _write_header(self, buffer: Tensor, flags: int) -> None:
+    def _write_header(self, header: memoryview, flags: int) -> None:
         guarded = self.every and self.number % self.every == 0
         flags, tail = (flags | HAS_DIGEST, digest(self.value)) if guarded else (flags, self.shape)
-        HEADER.pack_into(buffer.numpy(), 0, flags, KINDS[self.kind], self.layer, self.number, tail)
+        HEADER.pack_into(header, 0, flags, KINDS[self.kind], self.layer, self.number, tail)
 
     def _send_whole(self, ask_resend: bool) -> None:
         self.send_whole = False
@@ -142,7 +148,7 @@ class Channel:
         self.coder.start(self.own)
         arrays = [part.reshape(-1).view(torch.uint8) for part in (self.value, self.u)]
         buffer = torch.cat([torch.zeros(HEADER_BYTES, dtype=torch.uint8), *arrays])
-        self._write_header(buffer, RESEND if ask_resend else 0)
+        self._write_header(header_of(buffer), RESEND if ask_resend else 0)
         self.whole = self._prepare(buffer)
         self.whole.start()
 
@@ -173,7 +179,7 @@ class Channel:
         if self.whole is not None:
             return self._take_whole()
         self.message.wait()
-        flags, found = self._read_header(self.buffer)
+        flags, found = self._read_header(self.header)
         if flags & NOT_FINITE:
             self.value.fill_(torch.nan)
         elif self.coder is not None:
@@ -184,9 +190,9 @@ class Channel:
                 raise RuntimeError(f"message {self.number} of {self.kind} on boundary {self.layer} arrived damaged")
         return bool(flags & RESEND)
 
-    def _read_header(self, buffer: Tensor) -> tuple[int, bytes]:
+    def _read_header(self, header: memoryview) -> tuple[int, bytes]:
         """Return flags and hash of a message; RuntimeError where it is not the one that is due."""
-        flags, kind, layer, number, tail = HEADER.unpack_from(buffer.numpy())
+        flags, kind, layer, number, tail = HEADER.unpack_from(header)
         expected = (KINDS[self.kind], self.layer, self.number)
         if (kind, layer, number) != expected or (tail != self.shape and not flags & HAS_DIGEST):
             found = describe(kind, layer, number, self.shape if flags & HAS_DIGEST else tail)
@@ -199,7 +205,7 @@ class Channel:
     def _take_whole(self) -> bool:
         self.whole.wait()
         self.whole = None
-        flags, _ = self._read_header(self.whole_buffer)
+        flags, _ = self._read_header(header_of(self.whole_buffer))
         size = self.value.numel() * self.value.dtype.itemsize
         body = self.whole_buffer[HEADER_BYTES:].clone()
         self.coder.start(body[:size].view(self.value.dtype).view(self.value.shape))

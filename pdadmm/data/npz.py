@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -154,7 +155,7 @@ class _Arrays:
         content = bytearray(info.file_size)  # ours, hence writable, and filled without a second copy
         view, filled = memoryview(content), 0
         with self.archive.open(info) as stream:
-            while count := stream.readinto(view[filled : filled + (1 << 20)]):
+            while count := cast(io.BufferedIOBase, stream).readinto(view[filled : filled + (1 << 20)]):
                 filled += count
             if filled != info.file_size or stream.read(1):  # reading to the end checks the checksum too
                 raise ValueError(f"{filled} bytes of {info.file_size}")

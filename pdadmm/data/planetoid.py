@@ -8,6 +8,7 @@ type. Nothing of numpy or scipy runs during the unpickling, and a name outside t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -151,7 +152,7 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError("dataset", str(path), allowed, remedy) from None
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> Any:
     """The object pickled in ``path``, with stand-ins for arrays and matrices."""
     content = _read_bytes(path)
     try:

@@ -127,7 +127,7 @@ def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP, A
     if not isinstance(widths, list) or len(widths) < 2 or not all(type(n) is int and n > 0 for n in widths):
         raise ValueError(f"widths {widths}")
     weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for number, (m, n) in enumerate(itertools.pairwise(widths)):
         shapes |= {f"layers.{number}.weight": (n, m), f"layers.{number}.bias": (n,)}
     if {name: tuple(value.shape) for name, value in weights.items()} != shapes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pdadmm.errors import InputError
 from pdadmm.parallel.transport import LocalTransport, Transport
@@ -109,4 +109,4 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
     for shared in transport.allgather(error):
         if shared is not None:
             raise shared from error
-    return result
+    return cast(T, result)

@@ -30,7 +30,7 @@ def _install_abort_hook(comm: Any) -> None:
         sys.stderr.flush()
         comm.Abort(1)
 
-    abort.ends_mpi_job = True
+    abort.ends_mpi_job = True  # type: ignore[attr-defined]
     sys.excepthook = abort
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pdadmm.parallel.ledger import Ledger
@@ -97,7 +96,7 @@ class LocalTransport:
     def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
         return value
 
-    def allgather(self, value: Any, kind: str = "control") -> Sequence[Any]:
+    def allgather(self, value: Any, kind: str = "control") -> list[Any]:
         return [value]
 
     def sum_(self, array: Tensor, kind: str) -> Tensor:
