@@ -1,6 +1,7 @@
 # make train   set up .venv and run the main job: 10 layers on 4 MPI ranks, the digits graph
 # make test    set up .venv and run the tests
 # make lint    set up .venv, check style and types
+# make bench   set up .venv and time the parts, a few minutes; bench-full: the sizes of docs/benchmarks/cpu.md
 # make coverage, make test-openmpi   the tests once more: lines they run, and MPI under Open MPI
 # make clean   remove all that these made
 #
@@ -22,7 +23,7 @@ FLOOR ?= 90
 # One BLAS thread per rank: ranks share the cores, and thread counts change the last bits of a product.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test test-openmpi coverage lint setup clean
+.PHONY: train test bench bench-full test-openmpi coverage lint setup clean
 
 train: $(STAMP)
 	mkdir -p out
@@ -31,6 +32,24 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/iteration.py --nodes 140 --inputs 7165 --hidden 100 --inner 5
+	$(BIN)/python benchmarks/iteration.py --nodes 4000 --hidden 128 --repeat 5
+	$(BIN)/python benchmarks/spmm.py --nodes 50000 --nonzeros 1000000 --columns 64
+	$(BIN)/python benchmarks/codec.py --nodes 5000 --repeat 5
+	$(BIN)/python benchmarks/memory.py --nodes 5000
+	$(BIN)/mpirun -n 2 $(BIN)/python benchmarks/ranks.py --nodes 4000 --hidden 128
+	$(BIN)/python benchmarks/scaling.py --share 0.2 --repeat 3
+
+bench-full: $(STAMP)
+	$(BIN)/python benchmarks/iteration.py --nodes 140 --inputs 7165 --hidden 100 --inner 5
+	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/spmm.py
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/mpirun -n 2 $(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/scaling.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

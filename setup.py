@@ -46,7 +46,7 @@ setup(
             libraries=["m"],
             optional=True,
         )
-        for name in ("codec", "updates")
+        for name in ("codec", "updates", "spmm")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

@@ -5,50 +5,22 @@
 
 "products" are the matrix products and Cholesky factorisations that the exact form needs, on arrays of the same shapes;
 "traffic" is every state array (p, z, q, u, r of each layer) read and written once at the copy bandwidth measured
-beside it; "Adam" is one full-batch epoch of torch.optim.Adam on the same network. Medians, one process.
+beside it; "Adam" is one full-batch epoch of torch.optim.Adam on the same network. "objective" are the sums of the
+objective and the residuals, which the driver takes after every iteration. Medians of ratios, one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from shared import full_network, machine, random_problem, ratio, table, timed
 
 from pdadmm.admm.problem import Problem
-from pdadmm.admm.settings import ADMMSettings
-from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.updates import cholesky, spd_inverse
 from pdadmm.models.gamlp import GAMLP
-from pdadmm.parallel.transport import LocalTransport
-
-
-def random_problem(nodes: int, inputs: int, classes: int) -> Problem:
-    """Return a problem of the given shape with unit-length, centred rows; every node trains."""
-    random = torch.Generator().manual_seed(0)
-    X = torch.nn.functional.normalize(torch.randn(nodes, inputs, generator=random))
-    X -= X.mean(0)
-    y = torch.randint(classes, (nodes,), generator=random)
-    empty = slice(nodes, nodes)
-    return Problem(X, y, inputs, classes, {"train": slice(0, nodes), "val": empty, "test": empty})
-
-
-def stage_network(problem: Problem, layers: int, hidden: int):
-    """Return a network of full depth that has trained for a few iterations, grown as by default."""
-    settings = ADMMSettings(layers=layers, hidden=hidden, iterations=3).checked()
-    solver = ADMMSolver(problem, settings, LocalTransport())
-    solver.eval_every = 10**9
-    placement = None
-    for depth in settings.stages:
-        placement = solver._enter_stage(depth, placement)
-        network = solver._build(depth, placement)
-        for _ in range(3):
-            network.iterate()
-        solver._keep(network, network.snapshot())
-    return solver, solver._build(layers, placement)
 
 
 def products(problem: Problem, first, layers: int, hidden: int) -> Callable[[], None]:
@@ -89,20 +61,6 @@ def adam_epoch(problem: Problem, layers: int, hidden: int) -> Callable[[], None]
     return run
 
 
-def timed(runs: dict[str, Callable[[], None]], repeat: int, inner: int) -> dict[str, list[float]]:
-    """Time every function in turn, ``repeat`` times over, so that drift of the machine meets all alike."""
-    for run in runs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeat):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                run()
-            seconds[name].append((time.perf_counter() - start) / inner)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=20000)
@@ -116,26 +74,25 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     problem = random_problem(given.nodes, given.inputs, given.classes)
-    solver, network = stage_network(problem, given.layers, given.hidden)
+    solver, network = full_network(problem, given.layers, given.hidden)
     state = 5 * given.nodes * given.hidden * (given.layers - 1)  # values of p, z, q, u, r in the hidden layers
     source, target = torch.ones(state), torch.empty(state)
     runs = {
         "iteration": network.iterate,
         "products": products(problem, solver.first, given.layers, given.hidden),
+        "objective": network.terms,
         "traffic": lambda: target.copy_(source),
         "Adam epoch": adam_epoch(problem, given.layers, given.hidden),
     }
     seconds = timed(runs, given.repeat, given.inner)
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"V = {given.nodes}, n_0 = {given.inputs}, n = {given.hidden}, L = {given.layers}, {given.threads} thread(s)")
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
-    print("\n| what | median ms | each |\n|---|---|---|")
-    for name, values in seconds.items():
-        print(f"| {name} | {1e3 * middle[name]:.2f} | {' '.join(f'{1e3 * v:.2f}' for v in values)} |")
-    limit = middle["products"] + middle["traffic"]
-    print(f"\niteration / products: {middle['iteration'] / middle['products']:.2f}")
-    print(f"iteration / (products + traffic): {middle['iteration'] / limit:.2f}")
-    print(f"iteration / Adam epoch: {middle['iteration'] / middle['Adam epoch']:.2f}")
+    print(machine(), table(seconds), sep="\n\n")
+    limit = [a + b for a, b in zip(seconds["products"], seconds["traffic"], strict=True)]
+    print(f"\niteration / products: {ratio(seconds['iteration'], seconds['products']):.2f}")
+    print(f"iteration / (products + traffic): {ratio(seconds['iteration'], limit):.2f}")
+    print(f"iteration / Adam epoch: {ratio(seconds['iteration'], seconds['Adam epoch']):.2f}")
+    told = statistics.median(seconds["objective"]) / statistics.median(seconds["iteration"])
+    print(f"objective and residuals, which are no part of training: {told:.2f} of an iteration")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,18 @@ _HOMES = {
     "Augmenter": "pdadmm.augment",
     "DivergenceError": "pdadmm.errors",
     "GAMLP": "pdadmm.models.gamlp",
+    "GCN": "pdadmm.baselines.gcn",
     "GD": "pdadmm.baselines.estimator",
+    "GIST": "pdadmm.gist.estimator",
     "Graph": "pdadmm.data",
     "History": "pdadmm.history",
     "InputError": "pdadmm.errors",
+    "MixGCN": "pdadmm.baselines.gcn",
     "PDADMMG": "pdadmm.admm.estimator",
     "PDADMMGQ": "pdadmm.admm.estimator",
     "Quantizer": "pdadmm.admm.quantizer",
+    "SampledGNN": "pdadmm.sampling.estimator",
+    "Trace": "pdadmm.trace",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
     "load_dataset": "pdadmm.data",
@@ -38,10 +43,14 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.admm.quantizer import Quantizer
     from pdadmm.augment import Augmenter
     from pdadmm.baselines.estimator import GD, Adadelta, Adagrad, Adam
+    from pdadmm.baselines.gcn import GCN, MixGCN
     from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
     from pdadmm.errors import DivergenceError, InputError
+    from pdadmm.gist.estimator import GIST
     from pdadmm.history import History
     from pdadmm.models.gamlp import GAMLP, load_model
+    from pdadmm.sampling.estimator import SampledGNN
+    from pdadmm.trace import Trace
 
 
 def __getattr__(name: str):

@@ -15,6 +15,7 @@ __all__ = [
     "below_one",
     "boolean",
     "check_stages",
+    "closed_fraction",
     "fraction",
     "instance_of",
     "non_negative",
@@ -92,6 +93,7 @@ number = _number(-MOST, MOST, False, "a number from -1e20 to 1e20")
 positive = _number(LEAST, MOST, False, "a number from 1e-20 to 1e20")
 non_negative = _number(0.0, MOST, False, "a number from 0 to 1e20")
 fraction = _number(0.0, 1.0, True, "a number above 0 and at most 1")
+closed_fraction = _number(0.0, 1.0, False, "a number from 0 to 1")
 below_one = _number(0.0, 1.0, False, "a number of at least 0 and below 1", high_open=True)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
+from pdadmm.trace import NO_TRACE, Trace
 
-__all__ = ["Best", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
+__all__ = ["Best", "Breakdown", "Clock", "run_summary", "stage_summary", "time_or_patience_is_up"]
 
 
 class Clock:
@@ -25,6 +28,28 @@ class Clock:
 
     def stop(self) -> None:
         self.seconds += time.perf_counter() - self._since
+
+
+class Breakdown(dict):
+    """Seconds by kind of work: ``with breakdown("sparse"): ..`` adds to one entry; a trace sees the rest as "dense".
+
+    >>> breakdown = Breakdown()
+    >>> with breakdown("sparse"):
+    ...     pass
+    >>> list(breakdown)
+    ['sparse']
+    """
+
+    def __init__(self, trace: Trace = NO_TRACE) -> None:
+        self.trace = trace
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        self.trace.mark(kind)
+        began = time.perf_counter()
+        yield
+        self[kind] = self.get(kind, 0.0) + time.perf_counter() - began
+        self.trace.mark("dense")
 
 
 @dataclass

@@ -12,12 +12,13 @@ __all__ = ["SOLVERS", "SolverRow", "solver_class"]
 
 @dataclass(frozen=True)
 class SolverRow:
-    """One row: the name users type, where the estimator lives, what it is."""
+    """One row: the name users type, where the estimator lives, what it is, what it sees."""
 
     name: str
     module: str
     estimator: str
     description: str
+    on_graph: bool = False  # sees the graph while it trains: another network, in a contest only where it is named
 
 
 SOLVERS = {
@@ -29,6 +30,10 @@ SOLVERS = {
         SolverRow("adadelta", "pdadmm.baselines.estimator", "Adadelta", "backpropagation with Adadelta"),
         SolverRow("adagrad", "pdadmm.baselines.estimator", "Adagrad", "backpropagation with Adagrad"),
         SolverRow("adam", "pdadmm.baselines.estimator", "Adam", "backpropagation with Adam"),
+        SolverRow("gcn", "pdadmm.baselines.gcn", "GCN", "GCN or GraphSAGE on the whole graph, nodes over ranks", True),
+        SolverRow("mixgcn", "pdadmm.baselines.gcn", "MixGCN", "the same, features and nodes over ranks by turns", True),
+        SolverRow("sage", "pdadmm.sampling.estimator", "SampledGNN", "GraphSAGE or GCN on pieces of the graph", True),
+        SolverRow("gist", "pdadmm.gist.estimator", "GIST", "a wide GCN or GraphSAGE as narrow ones", True),
     )
 }
 

@@ -7,13 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from pdadmm.tuning import SPACES
-
 __all__ = ["default_targets", "figures", "seconds_to", "standings", "table"]
 
 TARGET_SHARES = (0.95, 0.99)
-ADMM = ("pdadmm-g", "pdadmm-g-q")
-BACKPROP = tuple(name for name in SPACES if name not in ADMM)
+BACKPROP = ("gd", "adadelta", "adagrad", "adam")  # on the network of pdADMM-G
 
 
 def seconds_to(history: dict[str, list[Any]], layers: int, target: float) -> float | None:

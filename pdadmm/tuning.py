@@ -105,6 +105,13 @@ def _backprop(learning_rate: LogUniform, **more: Choice) -> Space:
     }
 
 
+_GNN: Space = {
+    "learning_rate": LogUniform(1e-3, 0.1),
+    "weight_decay": LogUniform(1e-6, 1e-2),
+    "dropout": Choice((0.0, 0.2, 0.5, 0.8)),
+    "iterations": Choice((100, 200, 400)),
+}
+
 # Solver -> what is searched; a parameter that is missing here keeps its default.
 SPACES: dict[str, Space] = {
     "pdadmm-g": _ADMM,
@@ -113,6 +120,10 @@ SPACES: dict[str, Space] = {
     "adadelta": _backprop(LogUniform(0.1, 10.0)),
     "adagrad": _backprop(LogUniform(3e-3, 0.3)),
     "adam": _backprop(LogUniform(3e-4, 3e-2)),
+    "gcn": _GNN,
+    "mixgcn": _GNN,
+    "sage": _GNN,
+    "gist": _GNN,
 }
 
 

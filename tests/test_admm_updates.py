@@ -16,6 +16,7 @@ from reference import newton_z, scan_z
 from pdadmm.admm import losses
 from pdadmm.admm.activations import ACTIVATIONS, get_activation
 from pdadmm.admm.first_layer import FIRST_LAYERS, GradientFirst, GramFirst, KernelFirst, choose_first_layer
+from pdadmm.admm.layer import link_sums, squared_norm
 from pdadmm.admm.losses import LOSSES, get_loss, softmax_newton
 from pdadmm.admm.updates import (
     Moments,
@@ -544,6 +545,28 @@ def test_the_c_updates_equal_the_equations(two_threads, name, dtype, shape):
     right = a.clone()
     fused.assemble_p_(right, q, u, rho)
     assert_close_in(dtype, right, wide[0] + rho * wide[1] - wide[4])
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [*SIZES, (700, 1601)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_c_sums_equal_the_equations(name, dtype, shape):
+    f = get_activation(name)
+    p, q, u, z = draws(4, shape, dtype)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append([*link_sums(p, q, u), f.squared_distance(q, z), squared_norm(q)])
+    torch.set_num_threads(before)
+    gap = p.double() - q.double()
+    expected = [gap.square().sum(), (u.double() * gap).sum(), q.double().square().sum()]
+    expected += [(q.double() - f(z).double()).square().sum(), expected[2]]
+    scale = float(u.double().norm() * gap.norm())  # <u, p - q> may cancel
+    assert found[0] == pytest.approx([float(x) for x in expected], rel=1e-11, abs=1e-12 * scale)
+    assert found[0] == found[1]
+    q[-1, -1] = math.nan
+    assert all(math.isnan(x) for x in [*link_sums(p, q, u), f.squared_distance(q, z), squared_norm(q)])
 
 
 @needs_kernels

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdadmm.augment import WEIGHTINGS, hop_weights, propagate, spmm
 from pdadmm.errors import InputError
+from pdadmm.kernels import spmm as kernel
 
 SEEDS = st.integers(0, 2**32 - 1)
 FORMS = {"dense": np.asarray, "fortran": np.asfortranarray, "csr": sp.csr_array, "csc": sp.csc_array}
@@ -54,7 +57,7 @@ def test_averages_equal_the_dense_formula(weighting, seed, parameter):
         weights = [term / sum(terms) for term in terms]
     expected = sum(w * P for w, P in zip(weights, dense_powers(S, X, hops)))
     ours = hop_weights(weighting, hops, alpha, t)
-    np.testing.assert_allclose(ours, weights, rtol=1e-12)
+    np.testing.assert_allclose(ours, weights, rtol=1e-12, atol=1e-300)  # subnormal numbers are coarse
     np.testing.assert_allclose(propagate(S, X, hops, ours), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -99,8 +102,43 @@ def test_slices_forms_and_kept_rows_do_not_change_a_bit(weighting, dtype, seed):
     np.testing.assert_array_equal(propagate(S, X, hops, weights, repeated, 2), full[repeated])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_the_c_product_has_the_bits_of_scipy(dtype, seed):
+    rng = np.random.default_rng(seed)
+    m, V, w = (int(size) for size in rng.integers(0, (40, 40, 300)))
+    S = sp.random_array((m, V), density=rng.random() ** 2, rng=rng, dtype=dtype, format="csr")
+    S.indices, S.indptr = S.indices.astype(np.int32), S.indptr.astype(np.int32)
+    X = rng.normal(size=(V, w)).astype(dtype)
+    X[rng.random((V, w)) < 0.01] = np.inf
+    whole = S @ X
+    before = torch.get_num_threads()
+    for threads, share in ((1, 1 << 18), (3, 1)):
+        torch.set_num_threads(threads)
+        out = np.full((m, w), np.nan, dtype)
+        with mock.patch("pdadmm.kernels.spmm.SMALLEST_SHARE", share):
+            assert spmm(S, X, out) is out
+        np.testing.assert_array_equal(out, whole)
+    torch.set_num_threads(before)
+
+
+def test_the_c_product_is_there_and_leaves_what_it_cannot_take():
+    S, X = sp.eye_array(3, dtype=np.float32, format="csr"), np.ones((3, 2), np.float32)
+    S.indices = S.indices.astype(np.int32)
+    if kernel.available():
+        assert kernel.takes(S, X, X.copy())
+    long = S.copy()
+    long.indices = long.indices.astype(np.int64)
+    for other in (long, S.astype(np.int32), S.astype(np.float64)):
+        assert not kernel.takes(other, X, X.copy())
+    assert not kernel.takes(S, np.asfortranarray(X), X.copy())
+    np.testing.assert_array_equal(spmm(long, X, X.copy()), X)
+
+
 @pytest.mark.parametrize("width", [1, 5, 64])
 def test_spmm_in_row_blocks_equals_one_product(monkeypatch, width):
+    monkeypatch.setattr(kernel, "takes", lambda *arrays: False)
     rng = np.random.default_rng(0)
     S = sp.random_array((50, 30), density=0.3, rng=rng, dtype=np.float32, format="csr")
     X, out = rng.normal(size=(30, width)).astype(np.float32), np.full((50, width), np.nan, np.float32)

@@ -413,7 +413,7 @@ def test_evaluation_is_not_training_time(graph, monkeypatch):
             self.seconds += 1.0
 
     evaluate = BackpropSolver._evaluate
-    monkeypatch.setattr("pdadmm.baselines.backprop.Clock", Ticking)
+    monkeypatch.setattr("pdadmm.baselines.driver.Clock", Ticking)
     monkeypatch.setattr(BackpropSolver, "_evaluate", lambda self: ticks.append("evaluate") or evaluate(self))
     trained = Adam(layers=4, hidden=5, stages=(2, 4), iterations=3, hops=1).fit(graph)
     assert ticks[:6] == ["start", "stop", "evaluate", "start", "stop", "evaluate"]

@@ -13,6 +13,7 @@ from sklearn.base import clone
 import pdadmm
 from pdadmm import Graph, InputError, csbm
 from pdadmm.errors import InputError as HomeOfInputError
+from pdadmm.estimator import GraphClassifier
 from pdadmm.history import History
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.parameters import parameters
@@ -185,10 +186,15 @@ def test_save_and_load(graph, fitted, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_arrays_with_names(name):
+def test_arrays_with_names(name, graph):
     random = np.random.default_rng(0)
     labels = random.integers(3, size=60)
     X, y = random.normal(size=(60, 4)) + 3 * np.eye(3, 4)[labels], np.array(["red", "green", "blue"])[labels]
+    if not issubclass(solver_class(name), GraphClassifier):  # a GNN needs edges, and says so
+        for give in (lambda: make(name).fit(X, y), lambda: make(name, iterations=1).fit(graph).predict(X)):
+            with pytest.raises(InputError, match="must be a Graph; a GNN aggregates over the edges"):
+                give()
+        return
     estimator = make(name).fit(X, y)
     assert estimator.score(X, y) > 0.8
     assert estimator.summary_["val_accuracy"] is None

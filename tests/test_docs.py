@@ -91,9 +91,10 @@ def flag_rows(solver: str) -> dict[str, list[str]]:
 
 
 def documented_default(cell: str, solver: str) -> str:
-    """The default in a table: one for all, or a list such as "gd 0.03, adam 0.001"."""
-    own = dict(part.split(" ", 1) for part in cell.split(", ") if part.split(" ")[0] in SOLVERS and " " in part)
-    return own.get(solver, cell)
+    """The default in a table: one for all, or a list such as "gd 0.03, adam 0.001" or "10, gcn 2"."""
+    parts = cell.split(", ")
+    own = dict(part.split(" ", 1) for part in parts if part.split(" ")[0] in SOLVERS and " " in part)
+    return own.get(solver, ", ".join(part for part in parts if part.split(" ")[0] not in own))
 
 
 # Names
@@ -170,6 +171,8 @@ def test_every_preset_is_documented_with_its_values():
 
 def test_the_tables_reader_reads():
     assert documented_default("gd 0.03, adam 0.001", "adam") == "0.001"
+    assert documented_default("10, gcn 2", "gcn") == "2"
+    assert documented_default("10, gcn 2", "adam") == "10"
     assert documented_default("column; paper where constrained", "adam") == "column; paper where constrained"
     assert flag_rows("gd")["--momentum"][0] == "0.9"
     assert "--momentum" not in flag_rows("adam")
@@ -240,8 +243,8 @@ def test_every_data_set_operator_weighting_and_scaling_is_documented():
 @pytest.fixture(scope="module")
 def small():
     """A short run of one solver of each kind, and the keys of all their summaries with those of `pdadmm train`."""
-    kinds = pdadmm.PDADMMG, pdadmm.Adam
-    runs = [solver(layers=3, hidden=8, iterations=2, hops=1).fit(pdadmm.digits()) for solver in kinds]
+    kinds = (pdadmm.PDADMMG, {"hops": 1}), (pdadmm.Adam, {"hops": 1}), (pdadmm.GCN, {})
+    runs = [solver(layers=3, hidden=8, iterations=2, **more).fit(pdadmm.digits()) for solver, more in kinds]
     added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes"}
     return runs, added.union(*(run.summary_ for run in runs))
 
@@ -260,8 +263,8 @@ def test_every_key_of_the_summary_is_documented_and_exists(small):
 
 def test_every_key_of_the_history_is_documented_and_exists(small):
     common, extra = tables_of("Keys of the history")
-    admm, backprop = ({key for row in run.history_ for key in row} for run in small[0])
-    assert backprop == common
+    admm, backprop, gnn = ({key for row in run.history_ for key in row} for run in small[0])
+    assert backprop == gnn == common
     assert admm == common | extra
 
 

@@ -55,13 +55,19 @@ class PiecewiseLinear:
 
         return torch.where(objective(positive, 1.0) < objective(negative, slope), positive, negative)
 
-    def update_z_(self, z: Tensor, r: Tensor, a: Tensor, q: Tensor, prox_z: float) -> None:
-        """Set z to ``minimise(a, q, z, prox_z)`` and r to z - a, in one pass where that was built; all (V, n)."""
-        if fused.takes(z, r, a, q):
-            fused.update_z_(z, r, a, q, prox_z, self.negative_slope)
+    def squared_distance(self, q: Tensor, z: Tensor) -> float:
+        """Return |q - f(z)|^2, summed in float64; both (V, n)."""
+        if fused.takes(q, z):
+            return fused.distance(q, z, self.negative_slope)
+        return float((q.double() - self(z)).square().sum())
+
+    def update_z_(self, z: Tensor, r: Tensor, q: Tensor, prox_z: float) -> None:
+        """Set z to ``minimise(a, q, z, prox_z)`` and r, which holds a, to z - a: one pass where built; all (V, n)."""
+        if fused.takes(z, r, q):
+            fused.update_z_(z, r, r, q, prox_z, self.negative_slope)
         else:
-            z.copy_(self.minimise(a, q, z, prox_z))
-            torch.sub(z, a, out=r)
+            z.copy_(self.minimise(r, q, z, prox_z))
+            torch.sub(z, r, out=r)
 
 
 ACTIVATIONS = {

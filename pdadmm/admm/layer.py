@@ -21,9 +21,10 @@ from pdadmm.admm.updates import (
     update_W_b_exact,
     update_W_gradient_,
 )
+from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
-__all__ = ["FirstLayer", "HiddenLayer", "Layer", "Penalties"]
+__all__ = ["FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums", "squared_norm"]
 
 
 @dataclass
@@ -53,7 +54,17 @@ class Terms:
 
 def squared_norm(x: Tensor) -> float:
     """Return |x|^2, summed in float64."""
+    if fused.takes(x):
+        return fused.square(x)
     return float(x.double().square().sum())
+
+
+def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
+    """Return |p - q|^2, <u, p - q> and |q|^2, summed in float64; all (V, n)."""
+    if fused.takes(p, q, u):
+        return fused.link_sums(p, q, u)
+    gap = p.double() - q
+    return [squared_norm(gap), float((u.double() * gap).sum()), squared_norm(q)]
 
 
 class Layer:
@@ -75,13 +86,13 @@ class Layer:
         self.z, self.r = a, torch.zeros_like(a)
         return a
 
-    def update_z(self, a: Tensor) -> None:
+    def update_z(self) -> None:
         """z_l: element-wise minimiser, or the loss's Newton steps on the last layer; then r = z - a."""
         if self.loss is not None:
-            self.z = self.loss.minimise(a, self.y, self.penalties.nu, self.z)
-            torch.sub(self.z, a, out=self.r)
+            self.z = self.loss.minimise(self.r, self.y, self.penalties.nu, self.z)
+            torch.sub(self.z, self.r, out=self.r)
         else:
-            self.activation.update_z_(self.z, self.r, a, self.above.own_q, self.penalties.prox_z)
+            self.activation.update_z_(self.z, self.r, self.above.own_q, self.penalties.prox_z)
 
     def update_q(self) -> None:
         """q_l from p_{l+1} of this iteration, sent up at once; then u_l."""
@@ -93,12 +104,8 @@ class Layer:
         if self.loss is not None:
             terms.risk = self.loss.value(self.z, self.y)
         else:
-            link = self.above
-            gap = link.p.double() - link.q
-            terms.activation = squared_norm(link.own_q - self.activation(self.z))
-            terms.link = float(gap.square().sum())
-            terms.dual = float((link.u.double() * gap).sum())
-            terms.q_squared = squared_norm(link.q)
+            terms.activation = self.activation.squared_distance(self.above.own_q, self.z)
+            terms.link, terms.dual, terms.q_squared = link_sums(self.above.p, self.above.q, self.above.u)
         return terms
 
 
@@ -118,9 +125,9 @@ class FirstLayer(Layer):
         """Begin a stage from the present W_1 and b_1; return a."""
         return self.begin(self.solver.start())
 
-    def update_W_b(self) -> Tensor:
-        """Solve for W_1 and b_1; return a = p_1 W_1^T + b_1."""
-        return self.solver.update(self.z)
+    def update_W_b(self) -> None:
+        """Solve for W_1 and b_1; until z is updated, r holds a = p_1 W_1^T + b_1."""
+        self.r.copy_(self.solver.update(self.z))
 
     def ridge(self) -> float:
         """Return nu/2 kappa_1 |W_1|^2."""
@@ -166,11 +173,14 @@ class HiddenLayer(Layer):
         """The ridge toward I, as a W-update sees it."""
         return 0.0 if self.target is None else self.penalties.kappa_identity * self.unit
 
-    def prepare_p(self) -> None:
-        """What the p-update can do before q of the last iteration has arrived."""
+    def prepare_p(self, scratch: dict[torch.Size, Tensor]) -> None:
+        """What the p-update can do before q of the last iteration has arrived; ``scratch`` holds arrays to reuse."""
         nu, rho = self.penalties.nu, self.penalties.rho
         if self.exact and self.grid is None:
-            self.prepared = prepare_p_exact(self.z, self.W, self.b, nu, rho)
+            p = self.below.own_p
+            if p.shape not in scratch:
+                scratch[p.shape] = torch.empty_like(p)
+            self.prepared = prepare_p_exact(self.z, self.W, self.b, nu, rho, scratch[p.shape])
 
     def update_p(self) -> None:
         """p_l from q_{l-1} and u_{l-1} of the last iteration."""
@@ -183,17 +193,18 @@ class HiddenLayer(Layer):
         else:
             update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho)
 
-    def update_W_b(self) -> Tensor:
-        """W_l, then b_l; return a = p W^T + b."""
+    def update_W_b(self) -> None:
+        """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
         p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
         if not self.exact:
             update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target)
             update_b_(self.b, self.r)
-            return self.z - self.r
+            torch.sub(self.z, self.r, out=self.r)
+            return
         prox = self.penalties.prox_W * self.unit
         moments = Moments.of(p, self.z)
         self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
-        return torch.addmm(self.b, p, self.W.mT)
+        torch.addmm(self.b, p, self.W.mT, out=self.r)
 
     def ridge(self) -> float:
         """Return mu/2 |W|^2 + nu/2 kappa |W - I|^2."""

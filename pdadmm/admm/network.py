@@ -41,6 +41,7 @@ class Network:
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.active = bool(self.layers)
+        self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
             return
         first, last = self.layers[0].index, self.layers[-1].index
@@ -77,18 +78,27 @@ class Network:
 
     def iterate(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
+        mark = self.transport.trace.mark
         for layer in self.lowers:
             layer.above.post_p()
-        for layer in self.uppers:
-            layer.prepare_p()
-        for layer in self.uppers:
+        for layer in reversed(self.uppers):  # the lowest last: its q comes from afar
+            mark("prepare p", layer.index + 1)
+            layer.prepare_p(self.scratch)
+            mark("wait for q", layer.index + 1)
             layer.below.wait_q()
+            mark("update p", layer.index + 1)
             layer.update_p()
+            mark("send p", layer.index + 1)
             layer.below.send_p(layer.penalties.rho)
         for layer in self.layers:
-            layer.update_z(layer.update_W_b())
+            mark("update W, b", layer.index + 1)
+            layer.update_W_b()
+            mark("update z", layer.index + 1)
+            layer.update_z()
         for layer in self.lowers:
+            mark("wait for p", layer.index + 1)
             layer.above.wait_p()
+            mark("update q, u", layer.index + 1)
             layer.update_q()
 
     def finish(self) -> None:

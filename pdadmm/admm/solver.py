@@ -63,23 +63,27 @@ class ADMMSolver:
         """Train through all stages; collective over the ranks."""
         self.clock.start()
         placement = None
+        self.transport.trace.mark("first layer's factor")
         for number, depth in enumerate(self.settings.stages):
             placement = self._enter_stage(depth, placement)
-            network = self._build(number, depth, placement)
-            self.clock.stop()
-            self._run_stage(number, depth, network)
-            self.clock.start()
+            self.transport.trace.mark("begin stage")
+            self._run_stage(number, depth, placement)
         self.clock.stop()
         return self
 
-    def _run_stage(self, number: int, depth: int, network: Network) -> None:
+    def _run_stage(self, number: int, depth: int, placement: list[range]) -> None:
         """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
+        trace = self.transport.trace
+        network = self._build(number, depth, placement)  # its arrays are given back before the next stage
+        self.clock.stop()
         start = self._evaluate(network)
         best = Best()
         for iteration in range(1, self.settings.iterations + 1):
             self.clock.start()
+            trace.iteration += 1
             network.iterate()
             self.clock.stop()
+            trace.mark("measure")
             row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth}
             try:
                 row |= self._measure(network)
@@ -97,9 +101,9 @@ class ADMMSolver:
             if ends:
                 break
         self.clock.start()
+        self.transport.trace.mark("end stage")
         network.finish()
         self._keep(network, best.weights)
-        self.clock.stop()
         message_bytes = sum(self.transport.allgather(network.message_bytes()))
         self.stages.append(stage_summary(depth, iteration, message_bytes, start, best.row))
 
@@ -201,6 +205,7 @@ class ADMMSolver:
 
     def _evaluate(self, network: Network) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
+        self.transport.trace.mark("evaluate")
         logits = network.forward(len(self.problem.y))
         own = None if logits is None else self.problem.scores(logits)
         parts = self.transport.allgather(own, "evaluation")

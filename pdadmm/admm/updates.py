@@ -48,14 +48,16 @@ def spd_inverse(A: Tensor) -> Tensor:
     return torch.cholesky_inverse(cholesky(A))
 
 
-def prepare_p_exact(z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float) -> tuple[Tensor, Tensor]:
-    """Return nu (z - b) W and (nu W^T W + rho I)^-1: the part of the exact p-update that needs no q.
+def prepare_p_exact(
+    z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return nu (z - b) W, in ``out`` if given, and (nu W^T W + rho I)^-1: the part that needs no q.
 
-    It runs while q is still on its way from the rank below. Shapes: z (V, n), W (n, m).
+    It runs while q is still on its way from the rank below. Shapes: z (V, n), W (n, m), out (V, m).
     """
     system = nu * (W.mT @ W)
     system.diagonal().add_(rho)
-    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu), spd_inverse(system)
+    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), spd_inverse(system)
 
 
 def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:

@@ -29,7 +29,7 @@ class Augmenter:
     Parameters: ``hops`` K >= 0; ``operator`` "sym", "rw", "col"; ``weighting`` "powers", "ppr", "heat";
     ``alpha`` in [0, 1], the PPR teleport probability; ``heat_time`` >= 0, the heat kernel's t; ``scaling``
     "hop-std", "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of the work and of the result;
-    ``slice_columns``, columns that travel together (default: 16 MiB a slice; the result is the same for all).
+    ``slice_columns``, columns that travel together (default: 8 MiB a slice; the result is the same for all).
 
     Memory: the result, two slices [V, slice_columns], S (8 bytes per non-zero) and a copy of a sparse X.
     Learned: ``num_features_`` F, ``shift_`` and ``scale_`` [n0]. Raises InputError for a parameter out of

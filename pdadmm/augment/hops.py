@@ -33,8 +33,9 @@ WEIGHTINGS: dict[str, Callable[[int, float, float], list[float]] | None] = {
     "heat": _heat,
 }
 
-_SLICE_BYTES = 16 << 20  # default size of one [V, w] buffer
-_LEAST_WIDTH = 16  # columns: one cache line of float32
+_SLICE_BYTES = 8 << 20  # default size of one [V, w] buffer: what a hop gathers from stays in cache
+_LINE = 16  # columns: one cache line of float32
+_MOST_WIDTH = 256  # wider slices gain nothing
 _STORE_BYTES = 1 << 20
 
 
@@ -74,7 +75,7 @@ def propagate(
 
     ``S`` csr [V, V], ``X`` dense or scipy sparse [V, F], ``hops`` K >= 0. ``rows``: node numbers; only these
     rows are kept, though the hops run over all nodes. Columns travel in slices of ``slice_columns`` (default:
-    16 MiB a slice, at least 16 columns), each alone through all K hops, so memory is the output plus two
+    8 MiB a slice, from 16 to 256 columns), each alone through all K hops, so memory is the output plus two
     slices [V, w] (and one sparse copy of a sparse X); the result is bitwise the same for every width. Returns
     a C-contiguous array of S's dtype. Raises InputError for a feature that is not finite in that dtype.
 
@@ -106,8 +107,9 @@ def propagate(
 
 
 def default_slice_columns(V: int, dtype: np.dtype) -> int:
-    """Columns in a slice of about 16 MiB, at least 16 (one cache line of float32)."""
-    return max(_LEAST_WIDTH, _SLICE_BYTES // (max(V, 1) * dtype.itemsize))
+    """Columns in a slice of about 8 MiB: a multiple of 16 (one cache line of float32), from 16 to 256."""
+    width = _SLICE_BYTES // (max(V, 1) * dtype.itemsize) // _LINE * _LINE
+    return min(max(width, _LINE), _MOST_WIDTH)
 
 
 def _chain(S, S_last, slices, hops: int, rows) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,20 +12,18 @@ from torch.nn import functional as F
 from pdadmm.admm.activations import get_activation
 from pdadmm.admm.growth import grow
 from pdadmm.admm.problem import Problem
+from pdadmm.baselines.driver import Driver
 from pdadmm.baselines.dropout import draw_mask
 from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
-from pdadmm.errors import DivergenceError
-from pdadmm.history import History
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
-from pdadmm.recording import Best, Clock, run_summary, stage_summary, time_or_patience_is_up
 
 __all__ = ["BackpropSolver"]
 
 
-class BackpropSolver:
+class BackpropSolver(Driver):
     """Trains a GA-MLP by gradients of the mean loss over the training nodes (docs/baselines.md).
 
     ``settings`` are checked settings, ``optimizer`` makes a torch optimiser of groups of weights, ``transport``
@@ -44,15 +41,13 @@ class BackpropSolver:
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> None:
-        self.problem, self.settings, self.transport = problem, settings, transport
-        self.make_optimizer, self.eval_every, self.watch = optimizer, eval_every, watch
-        self.dtype = getattr(torch, settings.dtype)
+        super().__init__(settings, transport, eval_every, watch)
+        self.problem, self.make_optimizer = problem, optimizer
         self.slope = get_activation(settings.activation).negative_slope
         self.shard = deal(problem, self.dtype, transport)
         self.target = self.shard.y
         if settings.loss == "squared_error":
             self.target = F.one_hot(self.target, problem.classes).to(self.dtype)
-        self.history, self.stages, self.clock = History(), [], Clock()
 
     def run(self) -> BackpropSolver:
         """Train through all stages; collective over the ranks."""
@@ -65,29 +60,6 @@ class BackpropSolver:
             self.clock.stop()
             self._run_stage(number, depth)
         return self
-
-    def _run_stage(self, number: int, depth: int) -> None:
-        """Train one stage to its end and leave its best weights in ``weights``."""
-        start, best = self._evaluate(), Best()
-        for iteration in range(1, self.settings.iterations + 1):
-            self.clock.start()
-            objective = self._pass(len(self.history) + 1)
-            self.clock.stop()
-            row = {"iteration": len(self.history) + 1, "stage": number, "layers": depth, "objective": objective}
-            self._check(math.isfinite(objective))
-            row |= self._measure()
-            ends = iteration == self.settings.iterations
-            if ends or iteration % self.eval_every == 0:
-                self._judge(row, best)
-            ends = ends or time_or_patience_is_up(self.settings, number, row, best)
-            if ends and "train_accuracy" not in row:
-                self._judge(row, best)
-            self.history.append(row)
-            self.watch(row)
-            if ends:
-                break
-        self._go_back(best.weights)
-        self.stages.append(stage_summary(depth, iteration, self.pass_bytes(), start, best.row))
 
     # One iteration
 
@@ -120,6 +92,7 @@ class BackpropSolver:
 
     def _step(self, rows: Tensor | None, size: int, masks: list[Tensor] | None) -> float:
         """Take one optimiser step on a batch of ``size`` nodes over all ranks; return its mean loss."""
+        self.transport.trace.mark("gradients")
         X, target = self.shard.X, self.target
         if rows is not None:
             X, target = X[rows], target[rows]
@@ -130,11 +103,7 @@ class BackpropSolver:
         else:
             loss = F.cross_entropy(logits, target, reduction="sum") / size
         gradients = torch.autograd.grad(loss, self.weights)
-        gradients, value = self._summed(gradients, loss.detach())
-        for weight, gradient in zip(self.weights, gradients):
-            weight.grad = gradient.contiguous()  # fused steps take weight and gradient in memory order
-        self.optimizer.step()
-        return float(value)
+        return self._apply(gradients, loss.detach())
 
     def _forward(self, h: Tensor, masks: list[Tensor] | None = None) -> Tensor:
         """Return the logits of augmented features h (rows, n_0), with dropout where there are masks."""
@@ -149,15 +118,6 @@ class BackpropSolver:
                 h = h * masks[number].to(h.dtype).div_(1.0 - self.settings.dropout)
         return F.linear(h, W, b)
 
-    def _summed(self, gradients: Sequence[Tensor], loss: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Return gradients and loss summed over the ranks: one message, the loss in its last place."""
-        if self.transport.size == 1:
-            return gradients, loss
-        buffer = torch.cat([*(gradient.flatten() for gradient in gradients), loss.view(1)])
-        self.transport.sum_(buffer, "gradients")
-        *parts, value = buffer.split([*(gradient.numel() for gradient in gradients), 1])
-        return [part.view_as(gradient) for part, gradient in zip(parts, gradients)], value
-
     def pass_bytes(self) -> int:
         """Return the bytes of gradients that all ranks together send in one iteration."""
         numbers = sum(weight.numel() for weight in self.weights) + 1
@@ -170,10 +130,6 @@ class BackpropSolver:
     def widths(self, depth: int) -> list[int]:
         """Return [n_0, n_1, .., n_L] of the network with ``depth`` layers."""
         return [self.problem.inputs, *[self.settings.hidden] * (depth - 1), self.problem.classes]
-
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (W, b) of every layer."""
-        return list(zip(self.weights[::2], self.weights[1::2]))
 
     def _start(self, depth: int) -> None:
         s = self.settings
@@ -235,45 +191,19 @@ class BackpropSolver:
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]] | None]:
         """Return copies of the weights, and of the optimiser's state where a stage follows that needs it."""
         state = self._state() if len(self.weights) < 2 * self.settings.layers else None
-        return [weight.detach().clone() for weight in self.weights], state
+        return super()._snapshot(), state
 
     def _go_back(self, snapshot: tuple[list[Tensor], list[dict[str, Any]] | None]) -> None:
         weights, state = snapshot
-        with torch.no_grad():
-            for weight, best in zip(self.weights, weights):
-                weight.copy_(best)
+        super()._go_back(weights)
         if state is not None:
             self._set_state(dict(enumerate(state)))
 
-    # Measuring: none of it counts as training
-
-    def _measure(self) -> dict[str, Any]:
-        """Return seconds and bytes after an iteration, the same on every rank."""
-        parts = self.transport.allgather((self.clock.seconds, self.transport.ledger.bytes_sent))
-        return {"seconds": max(part[0] for part in parts), "bytes": sum(part[1] for part in parts)}
-
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""
+        self.transport.trace.mark("evaluate")
         with torch.no_grad():
             own = self.shard.tally(self._forward)
         tallies = self.transport.allgather(own, "evaluation")
         self._check(not any(tally["bad"] for tally in tallies))
         return self.shard.scores(tallies)
-
-    def _judge(self, row: dict[str, Any], best: Best) -> None:
-        """Add the accuracies to ``row`` and keep the weights where they are the best so far."""
-        row |= self._evaluate()
-        if best.improved_by(row):
-            best.row, best.weights = row, self._snapshot()
-
-    def _check(self, finite: bool) -> None:
-        """Raise DivergenceError, on every rank alike, where the loss or the logits are not finite."""
-        if not finite:
-            raise DivergenceError(
-                f"iteration {len(self.history) + 1}: the loss of {len(self.weights) // 2} layers is not finite with "
-                f"learning_rate = {self.settings.learning_rate:g}; lower learning_rate, or use dtype float64"
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
-        return run_summary(self.settings, self.history, self.stages, self.clock, self.transport)

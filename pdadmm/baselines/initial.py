@@ -14,7 +14,7 @@ from pdadmm.quantize.noise import seed_words
 __all__ = ["INITIAL", "generator", "start_weights"]
 
 # What a draw is for: the second word of its key.
-WEIGHTS, ORDER, MASK = 1, 2, 3
+WEIGHTS, ORDER, MASK, ROUNDING, BOUNDARY = 1, 2, 3, 4, 5
 
 
 def generator(seed: int, purpose: int, *place: int) -> torch.Generator:

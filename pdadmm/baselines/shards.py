@@ -12,7 +12,7 @@ from torch import Tensor
 from pdadmm.admm.problem import Problem
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["Shard", "deal", "run_of"]
+__all__ = ["Shard", "deal", "run_of", "scores", "tally"]
 
 
 def run_of(count: int, rank: int, ranks: int) -> range:
@@ -45,27 +45,39 @@ class Shard:
         """Return this rank's hits in each part, its sum of validation losses, and how many rows are not finite."""
         logits = torch.cat([forward(self.X), forward(self.X_others)])
         numbers = torch.cat([torch.arange(run.start, run.stop) for run in (self.rows, self.others)])
-        y = self.problem.y[numbers]
-        hits = logits.argmax(1) == y
-        found = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
-        for part, run in self.problem.parts.items():
-            own = (numbers >= run.start) & (numbers < run.stop)
-            found[part] = int(hits[own].sum())
-            if part == "val":
-                loss = torch.nn.functional.cross_entropy(logits[own].double(), y[own], reduction="sum")
-                found["val_loss"] = float(loss)
-        return found
+        members = {
+            part: (numbers >= run.start) & (numbers < run.stop) for part, run in self.problem.parts.items()
+        }
+        return tally(logits, self.problem.y[numbers], members)
 
     def scores(self, tallies: list[dict[str, float]]) -> dict[str, float]:
         """Return the accuracies and the mean validation loss of Problem.scores from all ranks' tallies."""
-        result = {}
-        counts = {part: run.stop - run.start for part, run in self.problem.parts.items()}
-        for part, count in counts.items():
-            if count:
-                result[f"{part}_accuracy"] = sum(tally[part] for tally in tallies) / count
-        if counts["val"]:
-            result["val_loss"] = math.fsum(tally["val_loss"] for tally in tallies) / counts["val"]
-        return result
+        return scores(tallies, {part: run.stop - run.start for part, run in self.problem.parts.items()})
+
+
+def tally(logits: Tensor, y: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
+    """Return the hits among the ``members`` (masks over the rows) of each part, the sum of validation losses, and
+    how many rows are not finite.
+    """
+    hits = logits.argmax(1) == y
+    found = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
+    for part, own in members.items():
+        found[part] = int(hits[own].sum())
+        if part == "val":
+            loss = torch.nn.functional.cross_entropy(logits[own].double(), y[own], reduction="sum")
+            found["val_loss"] = float(loss)
+    return found
+
+
+def scores(tallies: list[dict[str, float]], counts: dict[str, int]) -> dict[str, float]:
+    """Return accuracies and mean validation loss from all ranks' tallies and the number of nodes in each part."""
+    result = {}
+    for part, count in counts.items():
+        if count:
+            result[f"{part}_accuracy"] = sum(tally[part] for tally in tallies) / count
+    if counts["val"]:
+        result["val_loss"] = math.fsum(tally["val_loss"] for tally in tallies) / counts["val"]
+    return result
 
 
 def deal(problem: Problem, dtype: torch.dtype, transport: Transport) -> Shard:

@@ -74,8 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     add_data_flags(parser, split_seed=False)
     own = parser.add_argument_group("contest")
     flag = own.add_argument
-    every = ",".join(SOLVERS)
-    flag("--solvers", default=every, metavar="NAME,..", help=f"who takes part (default: all, {every})")
+    every = ",".join(row.name for row in SOLVERS.values() if not row.on_graph)
+    flag(
+        "--solvers", default=every, metavar="NAME,..",
+        help=f"who takes part (default: all on augmented features, {every})",
+    )  # fmt: skip
     flag("--layers", default="10", metavar="N,N,..", help="depths, each tuned and run by itself (default: 10)")
     flag("--hidden", default="100", metavar="N", help="neurons of each hidden layer (default: 100)")
     flag("--seeds", default="5", metavar="N", help="seeds 0 to N-1 are reported (default: 5)")

@@ -24,6 +24,7 @@ from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.solvers import solver_class
+from pdadmm.trace import Trace
 
 __all__ = ["run"]
 
@@ -43,12 +44,13 @@ def run(arguments: list[str]) -> int:
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
+    trace = Trace() if given.trace else None
     try:
-        estimator.fit(graph, watch=progress)
+        estimator.fit(graph, watch=progress, trace=trace)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
-    together(transport, lambda: _write(given, estimator, summary) if transport.rank == 0 else None)
+    together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
     return 0
@@ -74,6 +76,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
     out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
+    out.add_argument("--trace", metavar="FILE", help="write every rank's timeline here (JSON, Chrome's trace format)")
     out.add_argument("--quiet", action="store_true", help="no progress")
     out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
     return parser
@@ -81,8 +84,10 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
 
 def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
     """Read the graph and its split; check early that the results can be written."""
+    if given.save and getattr(given, "ultra_wide", False) not in (False, "false", "no"):
+        raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
     if transport.rank == 0:
-        check_writable(given, "summary", "history", "save")
+        check_writable(given, "summary", "history", "save", "trace")
     return read_graph(given)
 
 
@@ -104,7 +109,7 @@ def _summary(given: argparse.Namespace, graph: Graph, learned: dict[str, Any]) -
     }
 
 
-def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any]) -> None:
+def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], trace: Trace | None) -> None:
     try:
         if given.summary:
             Path(given.summary).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -112,9 +117,11 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any]) -
             estimator.history_.to_jsonl(given.history)
         if given.save:
             estimator.save(given.save)
+        if trace is not None:
+            trace.write(given.trace)
     except OSError as error:
         raise InputError(
-            "summary, history, save", error.filename or "", "files that can be written", error.strerror or ""
+            "summary, history, save, trace", error.filename or "", "files that can be written", error.strerror or ""
         ) from None
 
 

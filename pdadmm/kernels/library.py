@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-__all__ = ["load_library"]
+__all__ = ["load_library", "pool"]
 
 
 def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL | None:
@@ -30,3 +32,9 @@ def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL 
         except (OSError, AttributeError):  # built for another machine, or by an older source
             continue
     return None
+
+
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Return the threads that C functions are shared out over; they release the GIL."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="pdadmm")

@@ -11,14 +11,16 @@
 
 enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 
-EXPORT int pdadmm_updates_interface(void) { return 1; }
+EXPORT int pdadmm_updates_interface(void) { return 2; }
 
-/* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above. */
+/* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above.
+   r may be a itself: no element is read after it was written. */
 #define DEFINE_UPDATE_Z(REAL, NAME)                                                                               \
-  CLONES static void NAME##_sweep(const REAL *restrict a, const REAL *restrict q, REAL *restrict z,               \
-                                  REAL *restrict r, int64_t count, REAL prox, REAL slope) {                       \
+  CLONES static void NAME##_sweep(const REAL *a, const REAL *restrict q, REAL *restrict z, REAL *r, int64_t count,\
+                                  REAL prox, REAL slope) {                                                        \
     const REAL up = 1 / (2 + prox), down = 1 / (1 + slope * slope + prox);                                        \
     const int one = slope == 1;                                                                                   \
+    _Pragma("GCC ivdep")                                                                                          \
     for (int64_t i = 0; i < count; i++) {                                                                         \
       const REAL ai = a[i], qi = q[i], zi = z[i];                                                                 \
       REAL above = (ai + qi + prox * zi) * up, below = (ai + slope * qi + prox * zi) * down;                      \
@@ -63,7 +65,7 @@ DEFINE_UPDATE_Q_U(double, pdadmm_update_q_u_float64)
 
 /* u <- u + rho (p - q), the same bits as above: both ends of a boundary must agree. */
 #define DEFINE_UPDATE_U(REAL, NAME)                                                                               \
-  CLONES static void NAME##_sweep(REAL *restrict u, const REAL *restrict p, const REAL *restrict q, int64_t count, \
+  CLONES static void NAME##_sweep(REAL *restrict u, const REAL *restrict p, const REAL *restrict q, int64_t count,\
                                   REAL rho) {                                                                     \
     for (int64_t i = 0; i < count; i++) u[i] += rho * (p[i] - q[i]);                                              \
   }                                                                                                               \
@@ -86,6 +88,73 @@ DEFINE_UPDATE_U(double, pdadmm_update_u_float64)
 
 DEFINE_ASSEMBLE_P(float, pdadmm_assemble_p_float32)
 DEFINE_ASSEMBLE_P(double, pdadmm_assemble_p_float64)
+
+/* Sums of squares in float64, without a float64 copy of the arrays: what the objective is made of. */
+enum { LANES = 16 };
+
+#define DEFINE_SUMS(REAL, SUFFIX)                                                                                 \
+  CLONES static double add_lanes_##SUFFIX(const double *lane) {                                                   \
+    double sum = 0;                                                                                               \
+    for (int j = 0; j < LANES; j++) sum += lane[j];                                                               \
+    return sum;                                                                                                   \
+  }                                                                                                               \
+  /* |q - f(z)|^2 */                                                                                              \
+  CLONES static double distance_##SUFFIX(const REAL *restrict q, const REAL *restrict z, int64_t count,           \
+                                         REAL slope) {                                                            \
+    double lane[LANES] = {0};                                                                                     \
+    int64_t i = 0;                                                                                                \
+    for (; i + LANES <= count; i += LANES)                                                                        \
+      for (int j = 0; j < LANES; j++) {                                                                           \
+        const REAL f = z[i + j] >= 0 ? z[i + j] : slope * z[i + j];                                               \
+        const double gap = (double)q[i + j] - (double)f;                                                          \
+        lane[j] += gap * gap;                                                                                     \
+      }                                                                                                           \
+    for (; i < count; i++) {                                                                                      \
+      const double gap = (double)q[i] - (double)(z[i] >= 0 ? z[i] : slope * z[i]);                                \
+      lane[0] += gap * gap;                                                                                       \
+    }                                                                                                             \
+    return add_lanes_##SUFFIX(lane);                                                                              \
+  }                                                                                                               \
+  CLONES static double square_##SUFFIX(const REAL *restrict x, int64_t count) {                                   \
+    double lane[LANES] = {0};                                                                                     \
+    int64_t i = 0;                                                                                                \
+    for (; i + LANES <= count; i += LANES)                                                                        \
+      for (int j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];                             \
+    for (; i < count; i++) lane[0] += (double)x[i] * (double)x[i];                                                \
+    return add_lanes_##SUFFIX(lane);                                                                              \
+  }                                                                                                               \
+  /* |p - q|^2, <u, p - q>, |q|^2 */                                                                              \
+  CLONES static void link_##SUFFIX(const REAL *restrict p, const REAL *restrict q, const REAL *restrict u,        \
+                                   int64_t count, double *sums) {                                                 \
+    double gaps[LANES] = {0}, duals[LANES] = {0}, squares[LANES] = {0};                                           \
+    int64_t i = 0;                                                                                                \
+    for (; i + LANES <= count; i += LANES)                                                                        \
+      for (int j = 0; j < LANES; j++) {                                                                           \
+        const double gap = (double)p[i + j] - (double)q[i + j];                                                   \
+        gaps[j] += gap * gap;                                                                                     \
+        duals[j] += (double)u[i + j] * gap;                                                                       \
+        squares[j] += (double)q[i + j] * (double)q[i + j];                                                        \
+      }                                                                                                           \
+    for (; i < count; i++) {                                                                                      \
+      const double gap = (double)p[i] - (double)q[i];                                                             \
+      gaps[0] += gap * gap;                                                                                       \
+      duals[0] += (double)u[i] * gap;                                                                             \
+      squares[0] += (double)q[i] * (double)q[i];                                                                  \
+    }                                                                                                             \
+    sums[0] = add_lanes_##SUFFIX(gaps), sums[1] = add_lanes_##SUFFIX(duals), sums[2] = add_lanes_##SUFFIX(squares); \
+  }                                                                                                               \
+  EXPORT void pdadmm_distance_##SUFFIX(const REAL *q, const REAL *z, int64_t count, double slope, double *sums) { \
+    sums[0] = distance_##SUFFIX(q, z, count, (REAL)slope);                                                        \
+  }                                                                                                               \
+  EXPORT void pdadmm_square_##SUFFIX(const REAL *x, int64_t count, double *sums) {                                \
+    sums[0] = square_##SUFFIX(x, count);                                                                          \
+  }                                                                                                               \
+  EXPORT void pdadmm_link_##SUFFIX(const REAL *p, const REAL *q, const REAL *u, int64_t count, double *sums) {    \
+    link_##SUFFIX(p, q, u, count, sums);                                                                          \
+  }
+
+DEFINE_SUMS(float, float32)
+DEFINE_SUMS(double, float64)
 
 /* Damped Newton steps on logsumexp(z) - z[y] + nu/2 |z - a|^2 for each node, as softmax_newton of losses.py.
    Returns 0, or 1 where there are more classes than the tables hold. */

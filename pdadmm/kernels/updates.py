@@ -1,24 +1,35 @@
-"""Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, Newton for z_L.
+"""Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, Newton for z_L,
+the sums of the objective.
 
-Each function works in place on contiguous CPU tensors of one type, float32 or float64; ``takes`` says whether it
+Each function works on contiguous CPU tensors of one type, float32 or float64; ``takes`` says whether it
 may be called. The torch forms in pdadmm.admm are the reference, and what runs where the library was not built.
 """
 
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .library import load_library
+from .library import load_library, pool
 
-__all__ = ["assemble_p_", "available", "softmax_newton_", "takes", "update_q_u_", "update_u_", "update_z_"]
+__all__ = [
+    "assemble_p_",
+    "available",
+    "distance",
+    "link_sums",
+    "softmax_newton_",
+    "square",
+    "takes",
+    "update_q_u_",
+    "update_u_",
+    "update_z_",
+]
 
-INTERFACE = 1  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
+INTERFACE = 2  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
 SMALLEST_SHARE = 1 << 16  # elements that are worth a thread of their own
+SUMMED_AT_ONCE = 1 << 20  # elements of a partial sum: fixed, so that the number of threads leaves no trace
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _SIGNATURES = {
@@ -26,6 +37,9 @@ _SIGNATURES = {
     "update_q_u": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 3,
     "update_u": [_POINTER] * 3 + [_LONG, _DOUBLE],
     "assemble_p": [_POINTER] * 3 + [_LONG, _DOUBLE],
+    "distance": [_POINTER] * 2 + [_LONG, _DOUBLE, _POINTER],
+    "square": [_POINTER, _LONG, _POINTER],
+    "link": [_POINTER] * 3 + [_LONG, _POINTER],
     "newton": [_POINTER] * 2 + [_DOUBLE] + [_POINTER] + [_LONG] * 2,
 }
 
@@ -61,11 +75,6 @@ def takes(*arrays: Tensor) -> bool:
     )
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="pdadmm")
-
-
 def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None:
     """Run an element-wise function over flat arrays, cut into one piece for each of torch's threads."""
     function, count, size = _functions[name, arrays[0].dtype], arrays[0].numel(), arrays[0].element_size()
@@ -79,13 +88,13 @@ def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None
     jobs = []
     for start in range(0, count, step):
         shifted = [address + start * size for address in addresses]
-        jobs.append(_pool(pieces).submit(function, *shifted, min(step, count - start), *scalars))
+        jobs.append(pool(pieces).submit(function, *shifted, min(step, count - start), *scalars))
     for job in jobs:
         job.result()
 
 
 def update_z_(z: Tensor, r: Tensor, a: Tensor, q: Tensor, prox_z: float, negative_slope: float) -> None:
-    """Set z to argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 and r to z - a; all (V, n)."""
+    """Set z to argmin (z-a)^2 + (q-f(z))^2 + prox_z (z-z_old)^2 and r, which may be a, to z - a; all (V, n)."""
     _elementwise("update_z", (a, q, z, r), prox_z, negative_slope)
 
 
@@ -104,6 +113,38 @@ def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
 def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
     """Add rho q - u to right; all (V, m)."""
     _elementwise("assemble_p", (right, q, u), rho)
+
+
+def _sums(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> list[float]:
+    """Return the sums of a function over flat arrays, in float64, from partial sums of fixed size."""
+    function, count, size = _functions[name, arrays[0].dtype], arrays[0].numel(), arrays[0].element_size()
+    parts = torch.empty(-(-count // SUMMED_AT_ONCE), 3 if name == "link" else 1, dtype=torch.float64)
+    calls = []
+    for part, start in zip(parts, range(0, count, SUMMED_AT_ONCE)):
+        addresses = [x.data_ptr() + start * size for x in arrays]
+        calls.append((*addresses, min(SUMMED_AT_ONCE, count - start), *scalars, part.data_ptr()))
+    if len(calls) > 1 and torch.get_num_threads() > 1:
+        for job in [pool(torch.get_num_threads()).submit(function, *call) for call in calls]:
+            job.result()
+    else:
+        for call in calls:
+            function(*call)
+    return parts.sum(0).tolist()
+
+
+def square(x: Tensor) -> float:
+    """Return |x|^2."""
+    return _sums("square", (x,))[0]
+
+
+def distance(q: Tensor, z: Tensor, negative_slope: float) -> float:
+    """Return |q - f(z)|^2; both (V, n)."""
+    return _sums("distance", (q, z), negative_slope)[0]
+
+
+def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
+    """Return |p - q|^2, <u, p - q> and |q|^2; all (V, n)."""
+    return _sums("link", (p, q, u))
 
 
 def softmax_newton_(z: Tensor, a: Tensor, y: Tensor, nu: float) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from pdadmm.errors import InputError
 from pdadmm.files import parse_json, regular_file
 from pdadmm.quantize import digest
 
+if TYPE_CHECKING:
+    from pdadmm.models.gnn import GNN
+
 __all__ = ["GAMLP", "load_model", "save_model"]
 
-FORMAT = "pdadmm-gamlp-2"
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -34,6 +35,8 @@ class GAMLP(torch.nn.Module):
     >>> GAMLP([4, 3, 2])(torch.zeros(5, 4)).shape
     torch.Size([5, 2])
     """
+
+    FORMAT = "pdadmm-gamlp-2"
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -61,8 +64,27 @@ class GAMLP(torch.nn.Module):
             p = self.activation(layer(p))
         return self.layers[-1](p)
 
+    def description(self) -> dict:
+        """Return what a file says of the network beside its weights."""
+        return {"format": self.FORMAT, "widths": self.widths, "activation": self.activation_name}
 
-def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | None, classes: Sequence) -> None:
+    @classmethod
+    def from_description(cls, described: dict, dtype: torch.dtype) -> GAMLP:
+        """Build a network, its weights yet to be loaded, from what ``description`` returned."""
+        return cls(described["widths"], described["activation"], dtype)
+
+
+def _network(described: dict) -> type:
+    """Return the class behind a file's format; ValueError for another file."""
+    from pdadmm.models.gnn import GNN
+
+    for network in (GAMLP, GNN):
+        if described.get("format") == network.FORMAT:
+            return network
+    raise ValueError("its description is of no network of this library")
+
+
+def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter | None, classes: Sequence) -> None:
     """Write model, augmentation and class names to one safetensors file.
 
     Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata, with a digest
@@ -73,13 +95,7 @@ def save_model(path: str | os.PathLike, model: GAMLP, augmenter: Augmenter | Non
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     config, arrays = augmenter.state() if augmenter is not None else (None, {})
     tensors |= {f"augment.{name}": torch.from_numpy(array) for name, array in arrays.items()}
-    described = {
-        "format": FORMAT,
-        "widths": model.widths,
-        "activation": model.activation_name,
-        "augment": config,
-        "classes": np.asarray(classes).tolist(),
-    }
+    described = model.description() | {"augment": config, "classes": np.asarray(classes).tolist()}
     described["digest"] = model_digest(described, tensors)
     # one key: safetensors writes several in random order, and equal models make equal files
     content = save(tensors, metadata={"pdadmm": json.dumps(described)})
@@ -98,7 +114,7 @@ def model_digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
+def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, list]:
     """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes.
 
     Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed, and shapes are
@@ -111,8 +127,6 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         config = parse_json(metadata.get("pdadmm", "{}"))
-        if config.get("format") != FORMAT:
-            raise ValueError(f"its description is not one of {FORMAT}")
         return _built(config, tensors)
     except (
         OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError,
@@ -121,27 +135,22 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP, Augmenter | None, list]:
         raise InputError("model", str(path), "a file written by save_model", reason) from None
 
 
-def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP, Augmenter | None, list]:
+def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | GNN, Augmenter | None, list]:
     """Return what a description and its tensors stand for; any error of Python where they do not fit."""
-    widths, classes = config["widths"], config["classes"]
+    network, widths, classes = _network(config), config["widths"], config["classes"]
     if not isinstance(widths, list) or len(widths) < 2 or not all(type(n) is int and n > 0 for n in widths):
         raise ValueError(f"widths {widths}")
     weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for number, (m, n) in enumerate(itertools.pairwise(widths)):
-        shapes |= {f"layers.{number}.weight": (n, m), f"layers.{number}.bias": (n,)}
-    if {name: tuple(value.shape) for name, value in weights.items()} != shapes:
-        raise ValueError(f"its tensors do not fit widths {widths}")
-    dtype = weights["layers.0.weight"].dtype
+    dtype = next(iter(weights.values())).dtype if weights else None
     if dtype not in DTYPES or any(value.dtype != dtype for value in weights.values()):
         raise ValueError("its weights are not all float32 or all float64")
     if not isinstance(classes, list) or any(isinstance(name, (dict, list)) for name in classes):
         raise ValueError("its classes are not a list of names")
     if config.get("digest") != model_digest(config, tensors):
         raise ValueError("its digest is not that of its contents: the file is damaged")
-    with torch.random.fork_rng(devices=[]):
-        model = GAMLP(widths, config["activation"], dtype)
-    model.load_state_dict(weights)
+    with torch.device("meta"):  # shapes without memory, whatever widths say
+        model = network.from_description(config, dtype)
+    model.load_state_dict(weights, assign=True)
     augmenter = None
     if config["augment"] is not None:
         arrays = {name: tensors[f"augment.{name}"].numpy() for name in ("shift", "scale")}

@@ -7,12 +7,12 @@ from collections import Counter
 __all__ = ["PAYLOAD_KINDS", "Ledger", "ring_bytes"]
 
 # The kinds an iteration of the algorithm sends; everything else counts as "other".
-PAYLOAD_KINDS = ("p", "q", "gradients")
+PAYLOAD_KINDS = ("p", "q", "features", "adjoints", "gradients", "blocks")
 
 
 class Ledger:
-    """Counts bytes and messages by kind ("p", "q", "gradients", "init", "evaluation", "migration",
-    "control").
+    """Counts bytes and messages by kind ("p", "q", "features", "adjoints", "gradients", "blocks",
+    "init", "evaluation", "migration", "control").
 
     >>> ledger = Ledger()
     >>> ledger.record_sent("p", 400)
@@ -36,7 +36,7 @@ class Ledger:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of p and q messages and of gradients that this rank sent."""
+        """Bytes of p and q, of features and adjoints, of gradients, and of GIST's blocks, that this rank sent."""
         return sum(self.sent[kind] for kind in PAYLOAD_KINDS)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from pdadmm.errors import InputError
 from pdadmm.parallel import launch
 from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope, check_call
 from pdadmm.parallel.ledger import Ledger, ring_bytes
+from pdadmm.trace import NO_TRACE
 
 __all__ = ["MPITransport"]
 
@@ -99,7 +100,7 @@ class MPITransport:
         self.owned = comm is not None and comm != self.mpi.COMM_WORLD
         self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
-        self.ledger = Ledger()
+        self.ledger, self.trace = Ledger(), NO_TRACE
         self.local_size = launch.local_ranks() or self._ranks_of_host()
         self.calls = 0  # collective calls so far, equal on all ranks
         self.sent, self.received = [0] * self.size, [0] * self.size  # single arrays so far, by peer
@@ -193,6 +194,15 @@ class MPITransport:
         self.ledger.record_sent(kind, nbytes)
         self.ledger.record_received(kind, nbytes)
         return array
+
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        send, receive = self._view(outgoing), self._view(incoming)
+        self.comm.Alltoallv((send, list(counts)), (receive, list(incoming_counts)))
+        self.ledger.record_sent(kind, (send.size - counts[self.rank]) * send.itemsize)
+        self.ledger.record_received(kind, (receive.size - incoming_counts[self.rank]) * receive.itemsize)
+        return incoming
 
     def _record_parts(self, kind: str, parts: list[bytes]) -> None:
         for rank, part in enumerate(parts):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pdadmm.parallel.ledger import Ledger
+from pdadmm.trace import NO_TRACE, Trace
 
 if TYPE_CHECKING:  # the command line starts without torch
     from torch import Tensor
@@ -23,12 +25,13 @@ class Message(Protocol):
 
 
 class Transport(Protocol):
-    """How ranks exchange arrays; ``kind`` names the entry of the byte ledger."""
+    """How ranks exchange arrays; ``kind`` names the entry of the byte ledger, ``trace`` is told what takes time."""
 
     rank: int
     size: int
     local_size: int  # ranks of this host
     ledger: Ledger
+    trace: Trace
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         """Prepare repeated sends of ``buffer`` (contiguous) to rank ``peer``."""
@@ -58,6 +61,15 @@ class Transport(Protocol):
         what a ring moves (reduce-scatter, then allgather), the least that a sum of long arrays can do with.
         """
 
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        """Send rank r the r-th run of ``outgoing`` and return ``incoming`` with what came, a run for each rank.
+
+        Both are flat and contiguous; ``counts`` are numbers, not bytes. What a rank sends itself is copied and not
+        counted. Collective.
+        """
+
     def barrier(self) -> None:
         """Return once every rank has called it."""
 
@@ -76,7 +88,7 @@ class LocalTransport:
     size = 1
 
     def __init__(self, local_size: int = 1) -> None:
-        self.ledger, self.local_size = Ledger(), local_size
+        self.ledger, self.trace, self.local_size = Ledger(), NO_TRACE, local_size
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         raise AssertionError("one process has no peer to send to")
@@ -101,6 +113,11 @@ class LocalTransport:
 
     def sum_(self, array: Tensor, kind: str) -> Tensor:
         return array
+
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        return incoming.copy_(outgoing)
 
     def barrier(self) -> None:
         return None

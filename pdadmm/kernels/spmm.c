@@ -1,0 +1,68 @@
+/* out = S X for a sparse S (CSR) and a dense X: the product of pdadmm.augment.
+
+   A row's sums stay in registers for up to 128 columns, while the rows of X that come next are fetched. Each number
+   adds up its row's terms in stored order, multiplied and rounded before they are added, as scipy does: the bits are
+   the same, whatever the columns beside it. */
+
+#include <stdint.h>
+
+#include "cpu.h"
+
+enum { LINE = 64 };
+
+EXPORT int pdadmm_spmm_interface(void) { return 1; }
+
+/* Columns [0, LINES * 64 bytes) of one row of out: x and y are at the first of these columns. */
+#define DEFINE_BLOCK(REAL, VECTOR, NAME, LINES)                                                                   \
+  static inline __attribute__((always_inline)) void NAME##_lines_##LINES(                                         \
+      const REAL *values, const int32_t *columns, int64_t count, int64_t fetchable, const REAL *x, int64_t w,     \
+      REAL *y) {                                                                                                  \
+    const int64_t ahead = 8 + 32 / LINES;                                                                         \
+    VECTOR sum[LINES] = {{0}};                                                                                    \
+    for (int64_t k = 0; k < count; k++) {                                                                         \
+      const REAL *row = x + columns[k] * w, value = values[k];                                                    \
+      if (k + ahead < fetchable)                                                                                  \
+        for (int v = 0; v < LINES; v++)                                                                           \
+          __builtin_prefetch((const char *)(x + columns[k + ahead] * w) + LINE * v, 0, 3);                        \
+      for (int v = 0; v < LINES; v++) sum[v] += value * ((const VECTOR *)row)[v];                                 \
+    }                                                                                                             \
+    for (int v = 0; v < LINES; v++) ((VECTOR *)y)[v] = sum[v];                                                    \
+  }
+
+/* Rows [first, last) of out. `values`, `columns` and `offsets` are the arrays of S; w is the width of X and out. */
+#define DEFINE_SPMM(REAL, NAME)                                                                                   \
+  typedef REAL NAME##_vector __attribute__((vector_size(LINE), aligned(sizeof(REAL)), may_alias));                \
+  DEFINE_BLOCK(REAL, NAME##_vector, NAME, 8)                                                                      \
+  DEFINE_BLOCK(REAL, NAME##_vector, NAME, 4)                                                                      \
+  DEFINE_BLOCK(REAL, NAME##_vector, NAME, 2)                                                                      \
+  DEFINE_BLOCK(REAL, NAME##_vector, NAME, 1)                                                                      \
+  CLONES static void NAME##_rows(const REAL *values, const int32_t *columns, const int64_t *offsets,              \
+                                 int64_t first, int64_t last, int64_t w, const REAL *x, REAL *out) {              \
+    const int64_t lane = LINE / (int64_t)sizeof(REAL), end = offsets[last];                                       \
+    for (int64_t i = first; i < last; i++) {                                                                      \
+      const int64_t start = offsets[i], count = offsets[i + 1] - start, rest = end - start;                       \
+      const REAL *v = values + start;                                                                             \
+      const int32_t *c = columns + start;                                                                         \
+      REAL *y = out + i * w;                                                                                      \
+      int64_t j = 0;                                                                                              \
+      for (; j + 8 * lane <= w; j += 8 * lane) NAME##_lines_8(v, c, count, rest, x + j, w, y + j);                \
+      if (j + 4 * lane <= w) NAME##_lines_4(v, c, count, rest, x + j, w, y + j), j += 4 * lane;                   \
+      if (j + 2 * lane <= w) NAME##_lines_2(v, c, count, rest, x + j, w, y + j), j += 2 * lane;                   \
+      if (j + lane <= w) NAME##_lines_1(v, c, count, rest, x + j, w, y + j), j += lane;                           \
+      if (j < w && w >= lane) { /* the last columns again, a whole line of them: the same bits */                 \
+        NAME##_lines_1(v, c, count, rest, x + w - lane, w, y + w - lane);                                         \
+      } else if (j < w) {                                                                                         \
+        REAL sum[LINE / sizeof(REAL)] = {0};                                                                      \
+        for (int64_t k = 0; k < count; k++)                                                                       \
+          for (int64_t t = 0; t < w; t++) sum[t] += v[k] * x[c[k] * w + t];                                       \
+        for (int64_t t = 0; t < w; t++) y[t] = sum[t];                                                            \
+      }                                                                                                           \
+    }                                                                                                             \
+  }                                                                                                               \
+  EXPORT void NAME(const REAL *values, const int32_t *columns, const int64_t *offsets, int64_t first,             \
+                   int64_t last, int64_t w, const REAL *x, REAL *out) {                                           \
+    NAME##_rows(values, columns, offsets, first, last, w, x, out);                                                \
+  }
+
+DEFINE_SPMM(float, pdadmm_spmm_float32)
+DEFINE_SPMM(double, pdadmm_spmm_float64)

@@ -1,0 +1,145 @@
+"""The driver of sample-based training: batches of a sampler, gradients summed over the ranks, exact evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pdadmm.baselines.driver import Driver
+from pdadmm.baselines.shards import scores, tally
+from pdadmm.models.gnn import Aggregation, init_weights
+from pdadmm.parallel.ledger import ring_bytes
+from pdadmm.parallel.transport import Transport
+from pdadmm.recording import Breakdown
+from pdadmm.sampling.batch import Batch, Sampler
+from pdadmm.sampling.network import Dropout, Features, batch_logits
+
+__all__ = ["SampledSolver", "batch_loss", "breakdown", "whole_graph"]
+
+
+def whole_graph(S: Aggregation, layers: int, parts: dict[str, np.ndarray]) -> tuple[Batch, dict[str, Tensor]]:
+    """Return the batch of all nodes whose outputs are those of the parts, and masks of which outputs are in which."""
+    nodes = np.concatenate(list(parts.values()))
+    member = np.repeat(np.arange(len(parts)), [len(own) for own in parts.values()])
+    members = {part: torch.from_numpy(member == number) for number, part in enumerate(parts)}
+    return Batch([np.arange(S.S.shape[0])] * layers, [S] * layers, nodes, nodes, float(len(nodes))), members
+
+
+def batch_loss(logits: Tensor, y: Tensor, batch: Batch) -> Tensor:
+    """Return the sum of the losses of the batch's nodes, times their shares where it has any."""
+    losses = F.cross_entropy(logits, y[torch.from_numpy(batch.nodes)], reduction="none")
+    return losses.sum() if batch.shares is None else (losses * torch.from_numpy(batch.shares).to(losses.dtype)).sum()
+
+
+def breakdown(times: Breakdown, seconds: float, transport: Transport) -> dict[str, float]:
+    """Return the training ``seconds`` by kind of work, the mean over the ranks; what is no other kind is dense work."""
+    kinds = ("sparse", "communication", "waiting", "sampling")
+    parts = transport.allgather((seconds, *(times.get(kind, 0.0) for kind in kinds)))
+    total, *spent = (sum(column) / len(parts) for column in zip(*parts))
+    told = {f"seconds_{kind}": own for kind, own in zip(kinds, spent)}
+    return told | {"seconds_dense": max(0.0, total - sum(spent))}
+
+
+class SampledSolver(Driver):
+    """Trains a GNN on the batches of a sampler by Adam (docs/sampling.md).
+
+    Every rank holds the graph and all weights; a step's batches are shared by the ranks, gradients are summed and
+    divided by what the batches count. Evaluation is exact, on the whole graph, by rank 0. After ``run``: ``history``,
+    ``stages`` and ``weights`` of the best iteration.
+    """
+
+    def __init__(
+        self,
+        problem: Any,
+        features: Features,
+        sampler: Sampler,
+        settings: Any,
+        transport: Transport,
+        eval_every: int = 1,
+        watch: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        super().__init__(settings, transport, eval_every, watch)
+        self.problem, self.features, self.sampler = problem, features, sampler
+        self.whole, self.members = whole_graph(Aggregation(problem.S), settings.layers, problem.parts)
+        self.steps, self.times = 0, Breakdown()
+        features.times = self.times
+
+    def run(self) -> SampledSolver:
+        """Train to the end; collective over the ranks."""
+        self.clock.start()
+        s, p = self.settings, self.problem
+        widths = [p.inputs, *[s.hidden] * (s.layers - 1), p.classes]
+        layers = init_weights(s.architecture, widths, s.seed, self.dtype)
+        self.weights = [array.requires_grad_() for layer in layers for array in layer]
+        self.optimizer = s.optimizer(self.weights)
+        self.clock.stop()
+        self._run_stage(0, s.layers)
+        return self
+
+    def _pass(self, iteration: int) -> float:
+        losses, counts = 0.0, 0.0
+        for step in range(self.sampler.steps):
+            loss, count = self._step(iteration, step)
+            losses, counts = losses + loss, counts + count
+        return losses / counts
+
+    def _step(self, iteration: int, step: int) -> tuple[float, float]:
+        """Take one step on this rank's share of the batches; return all ranks' sum of losses and what they count."""
+        self.steps += 1
+        s = self.settings
+        with self.times("sampling"):
+            batches = self.sampler.draw(iteration, step, self.transport.rank, self.transport.size)
+        dropout = Dropout(s.seed, self.steps, s.dropout) if s.dropout else None
+        sums = [torch.zeros_like(weight) for weight in self.weights]
+        total = torch.zeros((), dtype=self.dtype)
+        for batch in batches:
+            batch.count_times(self.times)
+            logits = batch_logits(s.architecture, batch, self.features, self.layers(), s.activation, dropout)
+            loss = batch_loss(logits, self.problem.y, batch)
+            for own, gradient in zip(sums, torch.autograd.grad(loss, self.weights)):
+                own += gradient
+            total += loss.detach()
+        count = torch.full((1,), sum(batch.count for batch in batches), dtype=self.dtype)
+        with self.times("waiting"):
+            self.transport.barrier()
+        with self.times("communication"):
+            (*sums, count), value = self._summed([*sums, count], total)
+        if float(count):  # clusters without training nodes move nothing, not even Adam's moments
+            for weight, gradient in zip(self.weights, sums):
+                weight.grad = gradient.div(count).contiguous()
+            self.optimizer.step()
+        return float(value), float(count)
+
+    def pass_bytes(self) -> int:
+        numbers = sum(weight.numel() for weight in self.weights) + 2  # the loss and the count go along
+        size, item = self.transport.size, torch.empty((), dtype=self.dtype).element_size()
+        return self.sampler.steps * size * ring_bytes(numbers * item, size)
+
+    def _evaluate(self) -> dict[str, float]:
+        found = None
+        if self.transport.rank == 0:
+            with torch.no_grad():
+                s = self.settings
+                logits = batch_logits(s.architecture, self.whole, self.features, self.layers(), s.activation)
+            found = tally(logits, self.problem.y[torch.from_numpy(self.whole.nodes)], self.members)
+        found = self.transport.bcast(found, kind="evaluation")
+        self._check(not found["bad"])
+        return scores([found], {part: len(own) for part, own in self.problem.parts.items()})
+
+    def _snapshot(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.weights]
+
+    def _go_back(self, snapshot: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, best in zip(self.weights, snapshot):
+                weight.copy_(best)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a finished run reports about itself."""
+        predicted = {"bytes_predicted": len(self.history) * self.pass_bytes()}
+        return super().summary() | breakdown(self.times, self.clock.seconds, self.transport) | predicted

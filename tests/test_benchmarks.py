@@ -1,0 +1,59 @@
+"""The benchmarks of speed run, in a small form, and print the ratios that the docs quote."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdadmm.kernels import spmm
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SHAPE = ["--nodes", "40", "--inputs", "12", "--hidden", "8", "--layers", "4", "--classes", "3"]
+SMALL = {
+    "iteration": ([*SHAPE, "--repeat", "2"], ["iteration / (products + traffic): ", "iteration / Adam epoch: "]),
+    "spmm": (["--nodes", "60", "--nonzeros", "300", "--columns", "20", "--repeat", "2"], ["copy: "]),
+    "memory": (SHAPE, ["peak / state: "]),
+    "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
+    "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
+    "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
+}
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def run(name: str, *arguments: str) -> str:
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.syspath_prepend(str(FOLDER))
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_prints_its_ratios(run, name):
+    arguments, expected = SMALL[name]
+    out = run(name, *arguments)
+    for words in expected:
+        assert words in out
+    if name == "spmm" and spmm.available():
+        assert "times scipy's speed" in out
+
+
+def test_time_to_accuracy_reads_a_contest(run, tmp_path):
+    contest = {"dataset": "digits", "split": None, "split_seeds": "same", "hidden": 8, "common": {"eval_every": 2}}
+    runs = [{"history": {"val_accuracy": [None, 0.2, None, 0.4]}}]
+    row = {"layers": 3, "parameters": {"iterations": 4}, "runs": runs}
+    rows = [{"solver": name, **row} for name in ("adam", "pdadmm-g")]
+    file = tmp_path / "digits.json"
+    file.write_text(json.dumps({"contest": contest, "commands": [], "targets": [], "rows": rows}))
+    out = run("time_to_accuracy", str(file), "--layers", "3", "--seeds", "1")
+    assert "validation accuracy 0.3960, 1 seeds" in out
+    assert [f"| {name} |" in out for name in ("adam", "pdadmm-g", "pdadmm-g, defaults")] == [True] * 3
