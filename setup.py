@@ -10,7 +10,10 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "pdadmm/__init__.py").re
 
 MPI = ["mpi4py>=4.0,<5"]
 PLOT = ["matplotlib>=3.8,<4"]
-TEST = ["mpich>=4.2", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.8"]
+TEST = [
+    *("mpich>=4.2", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-cov>=6,<8", "hypothesis>=6.100,<7"),
+    *("ruff>=0.8", "mypy>=1.15,<3"),
+]
 
 setup(
     name="pdadmm",

@@ -30,8 +30,9 @@ class Progress:
     """
 
     def __init__(self, total: int, shown: bool) -> None:
-        self.shown, self.last_time, self.last_row = shown, time.monotonic(), None
-        self.bar = None
+        self.shown, self.last_time = shown, time.monotonic()
+        self.last_row: dict[str, Any] | None = None
+        self.bar: Any = None
         if shown and sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pdadmm import __version__, console
+from pdadmm.contest_check import check_summary
 from pdadmm.data import load_dataset, load_with_split
 from pdadmm.errors import DivergenceError, InputError
+from pdadmm.files import parse_json, regular_file
 from pdadmm.parallel.launch import launched_size
 from pdadmm.parameters import parameters
 from pdadmm.solvers import solver_class
@@ -145,12 +147,11 @@ def _begin(contest: Contest, path: Path) -> dict[str, Any]:
 def read_summary(path: str | os.PathLike) -> dict[str, Any]:
     """Return what ``pdadmm compare --summary`` wrote; InputError for another file."""
     try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-        if summary.keys() >= {"contest", "commands", "targets", "rows"}:
-            return summary
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise InputError("summary", str(path), "a file that pdadmm compare wrote")
+        summary = parse_json(regular_file(path).read_text(encoding="utf-8"))
+        check_summary(summary)
+    except (OSError, ValueError) as error:
+        raise InputError("summary", str(path), "a file that pdadmm compare wrote", str(error)) from None
+    return summary
 
 
 def _finish(summary: dict[str, Any], targets: Sequence[float] | None, path: Path) -> None:

@@ -5,6 +5,24 @@ from __future__ import annotations
 __all__ = ["DivergenceError", "InputError", "Interrupted"]
 
 
+LONGEST = 2000  # characters of one part of a message
+
+
+def shortened(text: str) -> str:
+    """Return ``text``, its middle left out where it is very long."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} .. {text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line: a file's contents in a message must not steer a terminal.
+
+    >>> printable("a\\nb")
+    'a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(ValueError):
     """A value the user gave cannot be used; the message is one sentence a user can act on.
 
@@ -12,13 +30,14 @@ class InputError(ValueError):
     (what it may be, read after "must be"), ``remedy`` (what to do about it; optional).
 
     >>> str(InputError("layers", 0, "a whole number of at least 1"))
-    "layers = 0: must be a whole number of at least 1"
+    'layers = 0: must be a whole number of at least 1'
     """
 
     def __init__(self, argument: str, value: object, allowed: str, remedy: str = "") -> None:
         self.argument, self.value, self.allowed, self.remedy = argument, value, allowed, remedy
         shown = value if isinstance(value, str) else repr(value)
-        super().__init__(f"{argument} = {shown}: must be {allowed}" + (f"; {remedy}" if remedy else ""))
+        message = f"{shortened(argument)} = {shortened(shown)}: must be {shortened(allowed)}"
+        super().__init__(printable(message + (f"; {shortened(remedy)}" if remedy else "")))
 
     def __reduce__(self):
         return type(self), (self.argument, self.value, self.allowed, self.remedy)

@@ -20,6 +20,7 @@ from pdadmm.data import Graph
 from pdadmm.errors import InputError
 from pdadmm.history import History
 from pdadmm.models.gamlp import GAMLP, load_model, save_model
+from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
@@ -114,6 +115,9 @@ class NodeClassifier:
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
         threads = set_threads(settings.threads, transport)
+        if transport.size > 1:
+            facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
+            require_agreement(transport, facts | {"data": data_digest(graph, y)})
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport)
         )

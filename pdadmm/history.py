@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pdadmm.errors import InputError
+from pdadmm.files import parse_json, regular_file
 
 __all__ = ["History"]
 
@@ -33,18 +34,18 @@ class History(list):
     def from_jsonl(cls, path: str | os.PathLike) -> History:
         """Read what ``to_jsonl`` wrote; InputError names the first line that is not a JSON object."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = regular_file(path).read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
             raise InputError("history", str(path), "a readable file of JSON lines", str(error)) from None
         return cls(cls._parse(str(path), lines))
 
     @staticmethod
-    def _parse(path: str, lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    def _parse(path: str, lines: list[str]) -> Iterable[dict[str, Any]]:
+        if lines[-1] == "":
+            lines = lines[:-1]
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError
+                row = parse_json(line)
             except ValueError:
                 raise InputError(
                     "history", path, "a file with one JSON object a line", f"line {number} is not one"

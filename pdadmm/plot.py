@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdadmm.errors import InputError
+from pdadmm.files import is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def plot_convergence(
 
     >>> figure = plot_convergence({"cora": solver.history_}, "cora.png")  # doctest: +SKIP
     """
-    runs = _checked(histories, x)
+    runs = checked(histories, x)
     matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(FONT):
         figure = figure_class(figsize=(12.0, 4.0), layout="constrained")
@@ -67,14 +68,15 @@ def plot_convergence(
     return figure
 
 
-def _checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-    """Return each run as pairs (place on the horizontal axis, row)."""
+def checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Return each run as pairs (place on the horizontal axis, row); InputError for what cannot be drawn."""
     if x not in AXES:
         raise InputError("x", x, "one of " + ", ".join(AXES))
     if not isinstance(histories, Mapping) or not histories:
         raise InputError("histories", histories, "a dict of run name -> History with at least one run")
     runs = {}
     for name, history in histories.items():
+        _check_rows(name, history, x)
         rows = [(row[x] / AXES[x][1], row) for row in history if row.get(x) is not None]
         if not rows:
             raise InputError(f"histories[{name!r}]", f"{len(history)} rows", f"a History with rows that have {x}")
@@ -83,6 +85,17 @@ def _checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str,
         remedy = "plot a run under mpirun, or against iteration or seconds"
         raise InputError("x", x, "iteration or seconds, as no run sent a message", remedy)
     return runs
+
+
+def _check_rows(name: Any, history: Any, x: str) -> None:
+    """Raise InputError where a row holds something else than numbers in what is drawn."""
+    drawn = (x, *OBJECTIVE, *RESIDUALS, *ACCURACIES, "layers", "stage")
+    for number, row in enumerate(history, start=1):
+        for key in drawn:
+            value = row.get(key)
+            if value is not None and not is_number(value):
+                argument = f"histories[{str(name)!r}] row {number} {key}"
+                raise InputError(argument, f"{value!r:.40}", "a finite number, or left out")
 
 
 def load_matplotlib() -> tuple[Any, type]:

@@ -73,7 +73,7 @@ def figures(row: dict[str, Any], targets: Sequence[float]) -> dict[str, Any]:
 
 def default_targets(rows: Sequence[dict[str, Any]]) -> list[float]:
     """Return 0.95 and 0.99 of the best mean validation accuracy of backpropagation, of any solver without it."""
-    means = {}
+    means: dict[bool, list[float | None]] = {}
     for row in rows:
         means.setdefault(row["solver"] in BACKPROP, []).append(figures(row, ())["val_accuracy"]["mean"])
     best = max((mean for mean in means.get(True, means.get(False, [])) if mean is not None), default=None)

@@ -28,6 +28,10 @@ def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 240) -> subproc
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+        # Open MPI: containers run as root, and tests start more ranks than cores
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "PYTHONPATH": str(Path(pdadmm.__file__).parents[1]),
     }
     command = [str(MPIEXEC), "-n", str(ranks), sys.executable, *map(str, arguments)]

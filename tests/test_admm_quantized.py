@@ -7,10 +7,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pdadmm import PDADMMG, PDADMMGQ, DivergenceError, InputError, Quantizer, csbm
 from pdadmm.admm.activations import ACTIVATIONS
-from pdadmm.admm.channel import HEADER_BYTES, MESSAGES_BETWEEN_DIGESTS, Channel
+from pdadmm.admm.channel import (
+    CHECKSUMS,
+    HEADER_BYTES,
+    MESSAGES_BETWEEN_DIGESTS,
+    SHAPE,
+    Channel,
+    behind_header,
+)
 from pdadmm.admm.link import Link
 from pdadmm.admm.network import Network
 from pdadmm.admm.updates import update_p_constrained_
@@ -187,19 +196,74 @@ def test_a_value_that_is_not_finite_arrives_as_nan_and_ends_nobody():
     assert bool(torch.isnan(local.p).all())
 
 
-def test_a_message_of_another_iteration_is_refused():
-    _, lower, upper, _ = boundary(Quantizer(bits=4))
+@pytest.mark.parametrize("quantizer", [None, Quantizer(bits=4), Quantizer(bits=0)], ids=str)
+@pytest.mark.parametrize(
+    ("change", "sent"),
+    [
+        ({"number": 6}, "p of boundary 4, message 7, 40 x 8"),
+        ({"layer": 3}, "p of boundary 3, message 1, 40 x 8"),
+        ({"kind": "q"}, "q of boundary 4, message 1, 40 x 8"),
+        ({"shape": SHAPE.pack(39, 9 | 64 << 24)}, "p of boundary 4, message 1, 39 x 9 in 64 bits"),
+    ],
+)
+def test_a_message_that_is_not_due_is_refused_with_words(quantizer, change, sent):
+    """Of another iteration, boundary or kind, or of another shape or type."""
+    _, lower, upper, _ = boundary(quantizer)
     lower.post_p()
-    upper.p_channel.number = 6
+    for name, value in change.items():
+        setattr(upper.p_channel, name, value)
     upper.send_p(0.5)
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(RuntimeError, match="out of order") as caught:
         lower.wait_p()
+    bits = 32 if quantizer is None else quantizer.bits
+    assert sent in str(caught.value)
+    assert f"p of boundary 4, message 1, 40 x 8 in {bits} bits was due" in str(caught.value)
+
+
+@pytest.mark.parametrize("quantizer", [None, Quantizer(bits=4), Quantizer(bits=8, q_bits=32)], ids=str)
+def test_with_checksums_every_damaged_message_is_noticed(quantizer, monkeypatch):
+    """A bit that falls over on the way: a coded value is sent again, whole; a plain one ends the run."""
+    monkeypatch.setenv(CHECKSUMS, "1")
+    local, lower, upper, wire = boundary(quantizer)
+    random = torch.Generator().manual_seed(2)
+    exchange(local, lower, upper, random)
+    start = upper.p_channel.send
+
+    def damaged(ask_resend=False):
+        start(ask_resend)
+        wire.queues["p", 9][-1][HEADER_BYTES + 70] ^= 16
+
+    upper.p_channel.send = damaged
+    if quantizer is None:
+        with pytest.raises(RuntimeError, match="message 2 of p on boundary 4 arrived damaged"):
+            exchange(local, lower, upper, random)
+        return
+    exchange(local, lower, upper, random)
+    assert lower.p_channel.differs
+    upper.p_channel.send = start
+    for _ in range(2):
+        exchange(local, lower, upper, random)
+    assert lower.p_channel.resent == 1
+    for link in (lower, upper):
+        link.finish()
+    assert all(torch.equal(getattr(lower, name), getattr(upper, name)) for name in "pqu")
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=20, deadline=None)
+def test_a_value_behind_its_header_is_the_value_and_stays_aligned(rows, columns, dtype):
+    value = torch.rand(rows, columns, dtype=dtype)
+    message, inside = behind_header(value)
+    assert torch.equal(inside, value)
+    assert inside.data_ptr() % 64 == 0
+    assert message.numel() == HEADER_BYTES + value.numel() * value.element_size()
+    assert message[HEADER_BYTES:].numpy().tobytes() == value.numpy().tobytes()
 
 
 def test_without_a_quantizer_no_copy_is_made():
     channel = Channel(torch.zeros(4, 2), "p", 0, None, ())
     assert channel.value is channel.own
-    assert channel.payload_bytes == 4 * 2 * 4
+    assert channel.payload_bytes == HEADER_BYTES + 4 * 2 * 4
 
 
 # 3 arrays of 32 bits a boundary is what the authors' code moves; header and column scales are counted.
@@ -346,15 +410,17 @@ def test_a_constrained_run_that_diverges_says_so():
         PDADMMGQ(layers=2, hidden=16, bits=8, coding="constrained", nu=1e20).fit(GRAPH)
 
 
-def test_ends_that_differ_where_q_is_sent_as_it_is_end_the_run():
+def test_ends_that_differ_are_brought_together_where_q_is_sent_as_it_is():
     local, lower, upper, _ = boundary(Quantizer(bits=4, q_bits=32))
     random = torch.Generator().manual_seed(2)
     exchange(local, lower, upper, random)
     lower.p_channel.value[0, 0] += 1.0
-    for _ in range(MESSAGES_BETWEEN_DIGESTS - 2):
+    for _ in range(MESSAGES_BETWEEN_DIGESTS + 1):
         exchange(local, lower, upper, random)
-    with pytest.raises(RuntimeError, match="no longer agree"):
-        exchange(local, lower, upper, random)
+    for link in (lower, upper):
+        link.finish()
+    assert lower.p_channel.resent == upper.p_channel.resent == 1
+    assert all(torch.equal(getattr(lower, name), getattr(upper, name)) for name in "pqu")
 
 
 def test_a_quantizer_object_belongs_to_pdadmmg():

@@ -12,6 +12,7 @@ import torch
 from mpi_launch import NEEDS_MPI, mpiexec
 
 import pdadmm
+from pdadmm.admm.channel import HEADER_BYTES
 from pdadmm.admm.settings import default_stages
 from pdadmm.cli import main
 
@@ -101,7 +102,7 @@ def test_ledger_of_p_and_q_is_what_the_algorithm_sends(launched, ranks, name):
     rows, stages = result.told[0]["history"], result.told[0]["summary"]["stages"]
     assert [s["layers"] for s in stages] == list(parameters.get("stages", default_stages(10)))
     itemsize = 8 if parameters.get("dtype") == "float64" else 4
-    message = 72 * parameters["hidden"] * itemsize
+    message = HEADER_BYTES + 72 * parameters["hidden"] * itemsize
     boundaries = [min(ranks, row["layers"]) - 1 for row in rows]
     for kind in ("p", "q"):
         assert result.total("sent", kind) == result.total("received", kind) == message * sum(boundaries)
@@ -264,6 +265,36 @@ def test_tune_spreads_its_layers_and_compare_refuses(tmp_path):
     assert told[1]["compare"]["err"] == ""
     assert "ranks = 2: must be 1 for compare" in told[0]["compare"]["err"]
     assert not (tmp_path / "contest.json").exists()
+
+
+def test_ranks_that_do_not_fit_together_end_with_words(tmp_path):
+    """Settings, data, versions, arrays and collective calls that differ between two ranks; then a run that agrees."""
+    done = mpiexec(2, HERE / "mpi_mismatch.py", tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads((tmp_path / f"mismatch.{rank}.json").read_text()) for rank in range(2)]
+    both = {
+        "nu": "nu = 0.3 on rank 0 and 0.5 on rank 1: must be the same on every rank; start all ranks",
+        "solver": "solver = PDADMMG on rank 0 and PDADMMGQ on rank 1: must be the same",
+        "graph": "data = ",
+        "arrays": "data = ",
+        "version": f"pdadmm version = {pdadmm.__version__} on rank 0 and 9.9.9 on rank 1: must be the same",
+        "checksums": "checksums = False on rank 0 and True on rank 1",
+    }
+    for name, words in both.items():
+        assert told[0][name] == told[1][name]
+        assert told[0][name].startswith(f"InputError: {words}"), told[0][name]
+    assert told[0]["shape"] == "sent"
+    due = "init message 1, float32 of shape (2, 3) was due"
+    assert f"rank 0 sent init message 1, float32 of shape (3, 2), where {due}" in told[1]["shape"]
+    assert f"rank 0 sent evaluation message 1, int64 of shape (2, 3), where {due}" in told[1]["kind"]
+    for rank in range(2):
+        told_call = told[rank]["call"]
+        assert "ranks out of step: rank" in told_call
+        assert "allgather 1 of kind control" in told_call
+        assert "allgather 1 of kind evaluation" in told_call
+        assert told[rank]["number"].startswith("RuntimeError: ranks out of step")
+        assert told[rank]["agreed"] == "fitted"
+    assert "message of 32 bytes did not arrive" in told[1]["long"]
 
 
 def test_more_ranks_than_layers_ends_the_job_with_status_2():

@@ -5,19 +5,33 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mpi_transport import check_transport
+from strategies import graphs
 
 from pdadmm.errors import InputError
 from pdadmm.parallel import launch
-from pdadmm.parallel.launch import launched_rank, launched_size, local_ranks, make_transport, set_threads, together
+from pdadmm.parallel.agreement import data_digest, require_agreement
+from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope
+from pdadmm.parallel.launch import (
+    crowded,
+    launched_rank,
+    launched_size,
+    local_ranks,
+    make_transport,
+    set_threads,
+    together,
+)
 from pdadmm.parallel.ledger import PAYLOAD_KINDS, Ledger
 from pdadmm.parallel.transport import LocalTransport
 
 VARIABLES = (
     "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_NTASKS",
-    "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMP_NUM_THREADS",
+    "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMP_NUM_THREADS", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE",
     "MPIR_CVAR_ENABLE_HEAVY_YIELD", "OMPI_MCA_mpi_yield_when_idle",
 )  # fmt: skip
 
@@ -149,7 +163,8 @@ def test_other_exceptions_are_not_swallowed():
 def test_alone(environment):
     assert launched_size() == 1
     assert launched_rank() == 0
-    assert local_ranks() == 1
+    assert local_ranks() == 0
+    assert not crowded()
     assert isinstance(make_transport(), LocalTransport)
     assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in os.environ
 
@@ -158,11 +173,14 @@ def test_alone(environment):
     ("variables", "size", "rank", "local"),
     [
         ({"PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "2"}, 4, 3, 2),
-        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, 1, 0, 1),
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, 1, 0, 0),
         ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "7", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 8, 7, 4),
-        ({"PMIX_RANK": "2", "SLURM_NTASKS": "5"}, 5, 2, 5),
-        ({"SLURM_NTASKS": "5"}, 1, 0, 1),  # a batch script, not a rank
-        ({"PMI_SIZE": "many", "PMI_RANK": ""}, 1, 0, 1),
+        ({"PMIX_RANK": "2", "SLURM_NTASKS": "5"}, 5, 2, 0),
+        ({"PMI_SIZE": "11", "PMI_RANK": "9", "SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}, 11, 9, 3),
+        ({"PMI_SIZE": "8", "PMI_RANK": "0", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, 8, 0, 4),
+        ({"SLURM_NTASKS": "5", "SLURM_NODEID": "7", "SLURM_STEP_TASKS_PER_NODE": "5"}, 1, 0, 0),
+        ({"SLURM_NTASKS": "5"}, 1, 0, 0),  # a batch script, not a rank
+        ({"PMI_SIZE": "many", "PMI_RANK": ""}, 1, 0, 0),
     ],
 )
 def test_launchers(environment, variables, size, rank, local):
@@ -177,14 +195,26 @@ def test_a_launched_run_without_mpi4py_says_what_to_install(environment, monkeyp
         make_transport()
 
 
-def test_crowded_ranks_yield(environment, monkeypatch):
-    environment(PMI_SIZE="64", PMI_RANK="0")
+@pytest.mark.parametrize("ranks_of_host", ["", "64"])
+def test_crowded_ranks_yield(environment, monkeypatch, ranks_of_host):
+    """64 ranks on 2 cores; without a word of the launcher on this host's, all count as its."""
+    environment(PMI_SIZE="64", PMI_RANK="0", MPI_LOCALNRANKS=ranks_of_host)
     monkeypatch.setattr(launch, "cores", lambda: 2)
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(InputError):
         make_transport()
     assert os.environ.pop("MPIR_CVAR_ENABLE_HEAVY_YIELD") == "1"
     assert os.environ.pop("OMPI_MCA_mpi_yield_when_idle") == "1"
+
+
+def test_ranks_with_a_core_each_do_not_yield(environment, monkeypatch):
+    """64 ranks on 32 hosts: it is those of this host that count."""
+    environment(PMI_SIZE="64", PMI_RANK="0", MPI_LOCALNRANKS="2")
+    monkeypatch.setattr(launch, "cores", lambda: 2)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(InputError):
+        make_transport()
+    assert "MPIR_CVAR_ENABLE_HEAVY_YIELD" not in os.environ
 
 
 # Threads
@@ -199,8 +229,8 @@ def test_threads_as_asked(environment, threads):
 
 def test_ranks_share_the_cores(environment, threads, monkeypatch):
     monkeypatch.setattr(launch, "cores", lambda: 6)
-    environment(PMI_SIZE="3", MPI_LOCALNRANKS="3")
     ranks = Ranks(0, None)
+    ranks.local_size = 3
     assert set_threads(None, ranks) == 2
     monkeypatch.setattr(launch, "cores", lambda: 2)
     assert set_threads(None, ranks) == 1
@@ -210,5 +240,72 @@ def test_ranks_share_the_cores(environment, threads, monkeypatch):
     assert set_threads(1, ranks) == 1
 
 
+def test_a_run_of_one_rank_leaves_cores_to_the_other_ranks(environment, threads, monkeypatch):
+    """A communicator of one rank, as each trial of a search under mpirun may use."""
+    monkeypatch.setattr(launch, "cores", lambda: 6)
+    assert set_threads(None, LocalTransport(local_size=3)) == 2
+
+
 def test_cores_is_a_positive_number():
     assert launch.cores() >= 1
+
+
+# Agreement before a run
+
+
+def test_equal_facts_pass_and_the_first_that_differs_is_named():
+    facts = {"version": "1", "nu": "0.3", "data": "abc"}
+    require_agreement(LocalTransport(), facts)
+    require_agreement(Ranks(1, lambda value: [value, value, dict(value)]), facts)
+    others = [facts, facts | {"data": "abd", "nu": "0.4"}]
+    with pytest.raises(InputError, match=r"nu = 0\.3 on rank 0 and 0\.4 on rank 1: must be the same on every rank"):
+        require_agreement(Ranks(1, lambda value: others), facts)
+    with pytest.raises(InputError, match="more = unknown on rank 0 and 1 on rank 2"):
+        require_agreement(Ranks(0, lambda value: [value, value, value | {"more": "1"}]), facts)
+
+
+@given(graph=graphs(), seed=st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_a_digest_sees_every_change_of_the_data(graph, seed):
+    assert data_digest(graph, None) == graph.fingerprint()
+    random = np.random.default_rng(seed)
+    X, y = random.normal(size=(5, 3)), random.integers(3, size=5)
+    known = data_digest(X, y)
+    assert len(known) == 32
+    assert data_digest(X.copy(), y.tolist()) == known
+    row, column = random.integers(5), random.integers(3)
+    changed = X.copy()
+    changed[row, column] = np.nextafter(changed[row, column], 9)
+    assert data_digest(changed, y) != known
+    assert data_digest(X, np.where(np.arange(5) == row, y + 1, y)) != known
+    assert data_digest(X.T, y) != known
+    assert data_digest(X.astype("f4"), y) != known
+
+
+def test_data_that_fit_refuses_have_no_digest():
+    assert data_digest([[1, 2], [3]], [0, 1]) == ""
+    assert data_digest(object(), None) == ""
+
+
+# Envelopes of single arrays and collective calls
+
+
+@given(data=st.data())
+def test_an_envelope_fits_its_own_array_alone(data):
+    kinds, types = st.sampled_from(["init", "evaluation", "migration"]), st.sampled_from(["f4", "f8", "i8", "u1"])
+    shapes = st.lists(st.integers(0, 4), min_size=1, max_size=2).map(tuple)
+    one, other = (data.draw(st.tuples(kinds, types, shapes, st.integers(1, 3))) for _ in range(2))
+    sent, due = (Envelope(kind, np.zeros(shape, type_), number) for kind, type_, shape, number in (one, other))
+    assert len(sent.packed) == ENVELOPE_BYTES
+    sent.check(sent.packed, 0)
+    if one == other:
+        due.check(sent.packed, 0)
+    else:
+        with pytest.raises(RuntimeError, match=rf"rank 7 sent {one[0]} message {one[3]}, .*{other[0]}"):
+            due.check(sent.packed, 7)
+
+
+@given(packed=st.binary(min_size=ENVELOPE_BYTES, max_size=ENVELOPE_BYTES))
+def test_any_bytes_are_refused_with_words(packed):
+    with pytest.raises(RuntimeError, match="message out of order: rank 1 sent"):
+        Envelope("init", np.zeros((2, 3), "f4"), 1).check(packed, 1)

@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 from pdadmm.parallel.transport import Message, Transport
-from pdadmm.quantize import Coder, NotFiniteError
+from pdadmm.quantize import Coder, NotFiniteError, digest
 
-__all__ = ["HEADER_BYTES", "Channel"]
+__all__ = ["CHECKSUMS", "HEADER_BYTES", "Channel", "checksums"]
 
-# Header of a coded message: flags, kind, layer, number of the message, hash of the value after it.
-HEADER = numpy.dtype([("flags", "u1"), ("kind", "u1"), ("layer", "<u2"), ("number", "<u4"), ("digest", "V8")])
-HEADER_BYTES = HEADER.itemsize
+# Header of a message: flags, kind, layer, number of the message; then shape and bits, or a hash of the value after it.
+HEADER = struct.Struct("<BBHI8s")
+SHAPE = struct.Struct("<II")  # rows; columns and, in the highest byte, bits of a number
+HEADER_BYTES = HEADER.size
 HAS_DIGEST, RESEND, NOT_FINITE = 1, 2, 4
 KINDS = {"p": 1, "q": 2}
+NAMES = {number: kind for kind, number in KINDS.items()}
 # A hash reads the whole value: now and then is enough to notice that the two ends differ.
 MESSAGES_BETWEEN_DIGESTS = 16
+CHECKSUMS = "PDADMM_CHECKSUMS"  # environment variable; 1: every message carries the hash
+ALIGNMENT = 64  # bytes; torch's own, which a value behind its header keeps
+
+
+def checksums() -> bool:
+    """Whether the environment asks for a hash in every message."""
+    return os.environ.get(CHECKSUMS) == "1"
+
+
+def behind_header(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a message of header and value, and the copy of ``value`` inside it."""
+    room = torch.zeros(ALIGNMENT + value.numel() * value.element_size(), dtype=torch.uint8)
+    inside = room[ALIGNMENT:].view(value.dtype).view(value.shape)
+    inside.copy_(value)
+    return room[ALIGNMENT - HEADER_BYTES :], inside
+
+
+def header_of(buffer: Tensor) -> memoryview:
+    """Return the bytes of a message's header, to be written and read in place."""
+    return buffer.numpy().data[:HEADER_BYTES]
 
 
 class Channel:
     """Carries p down or q up across one boundary, as it is or through a Coder.
 
     ``own`` is the sender's array, written by its update; ``value`` is what both ends know of it, the same
-    bits at both. Without a coder they are one tensor, which is the message. With one, the message is a
-    16-byte header and the coder's packed buffer; sender and receiver start from the same ``initial``, and a
-    hash now and then guards that they agree. A receiver whose value differs asks, in its next message of
-    the other direction, for the value itself; that message also brings u, which had been fed with it.
+    bits at both. A message is a 16-byte header (kind, layer, number, shape, bits) and a body; one that the receiver
+    did not expect is a RuntimeError that names both. Without a coder ``own`` and ``value`` are one tensor, which is
+    the body. With one, the body is the coder's packed buffer; sender and receiver start from the same ``initial``,
+    and a hash now and then guards that they agree. A receiver whose value differs asks, in its next message of
+    the other direction, for the value itself; that message also brings u, which had been fed with it. Where the
+    environment variable PDADMM_CHECKSUMS is 1, every message carries the hash.
 
     ``key`` (seed, layer) seeds stochastic rounding together with the number of the message.
     """
@@ -53,14 +78,28 @@ class Channel:
     def payload_bytes(self) -> int:
         """Bytes of one regular message, its header included."""
         if self.coder is None:
-            return self.value.numel() * self.value.dtype.itemsize
+            return HEADER_BYTES + self.value.numel() * self.value.dtype.itemsize
         return HEADER_BYTES + self.coder.nbytes
 
     def connect(self, transport: Transport, peer: int, sends: bool, u: Tensor) -> None:
         """Prepare the repeated message with ``peer``; ``u`` travels along when the value is sent whole."""
         self.transport, self.peer, self.sends, self.u = transport, peer, sends, u
-        self.buffer = self.value if self.coder is None else torch.zeros(self.payload_bytes, dtype=torch.uint8)
+        if self.coder is None:
+            self.buffer, self.value = behind_header(self.value)
+            self.own = self.value
+        else:
+            self.buffer = torch.zeros(self.payload_bytes, dtype=torch.uint8)
+        columns, bits = self.value.shape[1], self._bits()
+        self.shape = SHAPE.pack(self.value.shape[0], columns | bits << 24)
+        self.every = 1 if checksums() else MESSAGES_BETWEEN_DIGESTS if self.coder else 0
+        self.header = header_of(self.buffer)
         self.message = self._prepare(self.buffer)
+
+    def _bits(self) -> int:
+        """Bits of a number in a message: of a code, or of the state's type."""
+        if self.coder is None:
+            return 8 * self.value.element_size()
+        return self.coder.codec.grid.bits if self.coder.codec is not None else 0
 
     def _prepare(self, buffer: Tensor) -> Message:
         make = self.transport.sender if self.sends else self.transport.receiver
@@ -89,33 +128,32 @@ class Channel:
     def send(self, ask_resend: bool = False) -> None:
         """Bring ``value`` up to date with ``own`` and send it; ``ask_resend`` sets the flag for the peer."""
         self.number += 1
-        if self.coder is None:
-            if ask_resend:  # this message has no header to say so in
-                raise RuntimeError(f"the ends of boundary {self.layer} no longer agree: memory or a message is damaged")
-            if self.message is not None:
-                self.message.start()
-            return
         remote = self.message is not None
         if self.send_whole:
             self._send_whole(ask_resend)
             return
         flags = RESEND if ask_resend else 0
+        if self.coder is not None:
+            flags |= self._encode(remote)
+        if remote:
+            self._write_header(self.header, flags)
+            self.message.start()
+
+    def _encode(self, remote: bool) -> int:
+        """Bring ``value`` up to date through the coder; return the flag of a value that is not finite."""
         try:
             out = self.buffer[HEADER_BYTES:] if remote else None
             self.coder.encode(self.own, (*self.key, self.number), out=out)
         except NotFiniteError:
             # the objective shows it after this iteration, on all ranks at once
             self.value.fill_(torch.nan)
-            flags |= NOT_FINITE
-        if remote:
-            self._write_header(self.buffer, flags)
-            self.message.start()
+            return NOT_FINITE
+        return 0
 
-    def _write_header(self, buffer: Tensor, flags: int) -> None:
-        header = buffer[:HEADER_BYTES].numpy().view(HEADER)
-        guarded = self.number % MESSAGES_BETWEEN_DIGESTS == 0
-        digest = self.coder.digest() if guarded else bytes(8)
-        header[0] = (flags | (HAS_DIGEST if guarded else 0), KINDS[self.kind], self.layer, self.number, digest)
+    def _write_header(self, header: memoryview, flags: int) -> None:
+        guarded = self.every and self.number % self.every == 0
+        flags, tail = (flags | HAS_DIGEST, digest(self.value)) if guarded else (flags, self.shape)
+        HEADER.pack_into(header, 0, flags, KINDS[self.kind], self.layer, self.number, tail)
 
     def _send_whole(self, ask_resend: bool) -> None:
         self.send_whole = False
@@ -123,7 +161,7 @@ class Channel:
         self.coder.start(self.own)
         arrays = [part.reshape(-1).view(torch.uint8) for part in (self.value, self.u)]
         buffer = torch.cat([torch.zeros(HEADER_BYTES, dtype=torch.uint8), *arrays])
-        self._write_header(buffer, RESEND if ask_resend else 0)
+        self._write_header(header_of(buffer), RESEND if ask_resend else 0)
         self.whole = self._prepare(buffer)
         self.whole.start()
 
@@ -154,35 +192,44 @@ class Channel:
         if self.whole is not None:
             return self._take_whole()
         self.message.wait()
-        if self.coder is None:
-            return False
-        header = self._read_header(self.buffer)
-        if header["flags"] & NOT_FINITE:
+        flags, found = self._read_header(self.header)
+        if flags & NOT_FINITE:
             self.value.fill_(torch.nan)
-        else:
+        elif self.coder is not None:
             self.coder.decode(self.buffer[HEADER_BYTES:])
-        if header["flags"] & HAS_DIGEST and not header["flags"] & NOT_FINITE:
-            self.differs = bytes(header["digest"]) != self.coder.digest()
-        return bool(header["flags"] & RESEND)
+        if flags & HAS_DIGEST and not flags & NOT_FINITE:
+            self.differs = found != digest(self.value)
+            if self.differs and self.coder is None:  # the value itself came, and came damaged
+                raise RuntimeError(f"message {self.number} of {self.kind} on boundary {self.layer} arrived damaged")
+        return bool(flags & RESEND)
 
-    def _read_header(self, buffer: Tensor) -> numpy.void:
-        header = buffer[:HEADER_BYTES].numpy().view(HEADER)[0]
-        found = (int(header["kind"]), int(header["layer"]), int(header["number"]))
+    def _read_header(self, header: memoryview) -> tuple[int, bytes]:
+        """Return flags and hash of a message; RuntimeError where it is not the one that is due."""
+        flags, kind, layer, number, tail = HEADER.unpack_from(header)
         expected = (KINDS[self.kind], self.layer, self.number)
-        if found != expected:
+        if (kind, layer, number) != expected or (tail != self.shape and not flags & HAS_DIGEST):
+            found = describe(kind, layer, number, self.shape if flags & HAS_DIGEST else tail)
             raise RuntimeError(
-                f"message out of order on boundary {self.layer}: got kind, layer, number {found}, expected {expected}"
+                f"message out of order on boundary {self.layer}: rank {self.peer} sent {found}, where "
+                f"{describe(*expected, self.shape)} was due; do all ranks run the same program on the same graph?"
             )
-        return header
+        return flags, tail
 
     def _take_whole(self) -> bool:
         self.whole.wait()
         self.whole = None
-        header = self._read_header(self.whole_buffer)
+        flags, _ = self._read_header(header_of(self.whole_buffer))
         size = self.value.numel() * self.value.dtype.itemsize
         body = self.whole_buffer[HEADER_BYTES:].clone()
         self.coder.start(body[:size].view(self.value.dtype).view(self.value.shape))
         self.u.copy_(body[size:].view(self.u.dtype).view(self.u.shape))
         self.differs = False
         self.resent += 1
-        return bool(header["flags"] & RESEND)
+        return bool(flags & RESEND)
+
+
+def describe(kind: int, layer: int, number: int, shape: bytes) -> str:
+    """Say what a header holds."""
+    rows, rest = SHAPE.unpack(shape)
+    name = NAMES.get(kind, f"kind {kind}")
+    return f"{name} of boundary {layer}, message {number}, {rows} x {rest & 0xFFFFFF} in {rest >> 24} bits"

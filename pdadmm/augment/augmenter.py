@@ -116,6 +116,7 @@ class Augmenter:
     def from_state(cls, config: dict, arrays: dict[str, np.ndarray]) -> Augmenter:
         """The augmenter that ``state`` described. Raises InputError where its two parts do not fit."""
         augmenter = cls(**config["parameters"])
+        _whole("num_features", config["num_features"], 1)
         n0 = augmenter.num_outputs(config["num_features"])
         for name in ("shift", "scale"):
             array = np.array(arrays[name], dtype=augmenter.dtype)

@@ -31,6 +31,7 @@ COMMANDS = {
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
+        Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),
     )
 }
 

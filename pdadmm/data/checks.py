@@ -34,7 +34,7 @@ def whole_numbers(argument: str, value: object, ndim: int = 1) -> np.ndarray:
         remedy = "turn a mask into indices with numpy.flatnonzero, truth values into classes with astype(int)"
         raise InputError(argument, "an array of bool", "whole numbers", remedy)
     if array.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):  # 2^53 is infinite in float16
             whole = (np.trunc(array) == array) & (np.abs(array) < 2**53)
         if not whole.all():
             first = tuple(int(axis[0]) for axis in np.nonzero(~whole))
@@ -43,7 +43,7 @@ def whole_numbers(argument: str, value: object, ndim: int = 1) -> np.ndarray:
         return array.astype(np.int64)
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise InputError(argument, int(array.max()), "whole numbers below 2**63")
-    return array
+    return array.astype(np.int64) if array.dtype == np.uint64 else array  # mixed with int64 it would become float
 
 
 def check_range(

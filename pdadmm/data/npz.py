@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,11 +21,13 @@ import scipy.sparse as sp
 from pdadmm.data.checks import as_numbers, check_csr, whole_numbers
 from pdadmm.data.graph import Graph
 from pdadmm.errors import InputError
+from pdadmm.files import memory_bytes
 
 __all__ = ["read_npz", "write_npz"]
 
 _SPLIT_KEYS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
 _LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
+_HEADER_BYTES = 65536  # far more than a header has
 _LAYOUTS = "a file with edge_index, x (or x_data, x_indices, x_indptr, x_shape) and y, or in Shchur's layout"
 
 
@@ -145,12 +148,14 @@ class _Arrays:
     def _content(self, member: str) -> bytearray:
         info = self.archive.getinfo(member)
         stored = min(info.compress_size, self.path.stat().st_size)
-        if info.file_size > _LARGEST_RATIO * stored + 1024:
+        if info.file_size > min(_LARGEST_RATIO * stored + 1024, memory_bytes()):
             raise ValueError(f"claims {info.file_size} bytes out of {stored}")
+        with self.archive.open(info) as stream:  # the header first: what it claims is the size, or nothing is read
+            _npy_header(stream.read(_HEADER_BYTES), info.file_size)
         content = bytearray(info.file_size)  # ours, hence writable, and filled without a second copy
         view, filled = memoryview(content), 0
         with self.archive.open(info) as stream:
-            while count := stream.readinto(view[filled : filled + (1 << 20)]):
+            while count := cast(io.BufferedIOBase, stream).readinto(view[filled : filled + (1 << 20)]):
                 filled += count
             if filled != info.file_size or stream.read(1):  # reading to the end checks the checksum too
                 raise ValueError(f"{filled} bytes of {info.file_size}")
@@ -176,9 +181,10 @@ class _Arrays:
         return sp.csr_array(parts, shape=(rows, columns))
 
 
-def _parse_npy(content: bytearray) -> np.ndarray:
-    """The array in the bytes of an .npy file, sharing their memory; ValueError for all but plain numbers."""
-    stream = io.BytesIO(memoryview(content)[:65536])  # a header is far shorter
+def _npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, Fortran order, type, where the numbers start) of an .npy file of ``size`` bytes; ValueError for all but
+    plain numbers that fill it."""
+    stream = io.BytesIO(start)
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
@@ -188,10 +194,16 @@ def _parse_npy(content: bytearray) -> np.ndarray:
         shape, fortran_order, dtype = readers[version](stream)
     if dtype.kind not in "biuf":
         raise ValueError(f"holds {dtype}, not plain numbers")
-    if any(not isinstance(size, int) or size < 0 for size in shape):
+    if any(not isinstance(length, int) or length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
-    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
-        raise ValueError(f"{len(content) - stream.tell()} bytes for an array of {dtype} and shape {shape}")
-    array = np.frombuffer(content, dtype=dtype, offset=stream.tell())
+    if math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"{size - stream.tell()} bytes for an array of {dtype} and shape {shape}")
+    return shape, fortran_order, dtype, stream.tell()
+
+
+def _parse_npy(content: bytearray) -> np.ndarray:
+    """The array in the bytes of an .npy file, sharing their memory; ValueError for all but plain numbers."""
+    shape, fortran_order, dtype, offset = _npy_header(memoryview(content)[:_HEADER_BYTES], len(content))
+    array = np.frombuffer(content, dtype=dtype, offset=offset)
     array = array.reshape(shape, order="F" if fortran_order else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +16,15 @@ from torch import Tensor
 from pdadmm.admm.activations import get_activation
 from pdadmm.augment import Augmenter
 from pdadmm.errors import InputError
+from pdadmm.files import parse_json, regular_file
+from pdadmm.quantize import digest
 
 if TYPE_CHECKING:
     from pdadmm.models.gnn import GNN
 
 __all__ = ["GAMLP", "load_model", "save_model"]
+
+DTYPES = (torch.float32, torch.float64)
 
 
 class GAMLP(torch.nn.Module):
@@ -31,7 +36,7 @@ class GAMLP(torch.nn.Module):
     torch.Size([5, 2])
     """
 
-    FORMAT = "pdadmm-gamlp-1"
+    FORMAT = "pdadmm-gamlp-2"
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -82,7 +87,8 @@ def _network(described: dict) -> type:
 def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter | None, classes: Sequence) -> None:
     """Write model, augmentation and class names to one safetensors file.
 
-    Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata.
+    Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata, with a digest
+    of all of it, since safetensors has no checksum.
     """
     from safetensors.torch import save
 
@@ -90,6 +96,7 @@ def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter
     config, arrays = augmenter.state() if augmenter is not None else (None, {})
     tensors |= {f"augment.{name}": torch.from_numpy(array) for name, array in arrays.items()}
     described = model.description() | {"augment": config, "classes": np.asarray(classes).tolist()}
+    described["digest"] = model_digest(described, tensors)
     # one key: safetensors writes several in random order, and equal models make equal files
     content = save(tensors, metadata={"pdadmm": json.dumps(described)})
     target = Path(path)
@@ -98,31 +105,54 @@ def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter
     partial.replace(target)
 
 
+def model_digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Return a hex digest of a model's description (without its own digest) and tensors."""
+    state = blake2b(digest_size=16)
+    state.update(json.dumps({name: described[name] for name in sorted(described) if name != "digest"}).encode())
+    for name in sorted(tensors):
+        state.update(name.encode() + digest(tensors[name]))
+    return state.hexdigest()
+
+
 def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, list]:
     """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes.
 
-    Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed.
+    Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed, and shapes are
+    compared before memory is taken.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(regular_file(path)), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = json.loads(metadata.get("pdadmm", "{}"))
-        if not isinstance(config, dict):
-            raise ValueError("its description is no JSON object")
-        network, classes = _network(config), config["classes"]
-        weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
-        dtype = next(iter(weights.values())).dtype
-        with torch.random.fork_rng(devices=[]):
-            model = network.from_description(config, dtype)
-        model.load_state_dict(weights)
-        augmenter = None
-        if config["augment"] is not None:
-            arrays = {name: tensors[f"augment.{name}"].numpy() for name in ("shift", "scale")}
-            augmenter = Augmenter.from_state(config["augment"], arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+        config = parse_json(metadata.get("pdadmm", "{}"))
+        return _built(config, tensors)
+    except (
+        OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError,
+    ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError("model", str(path), "a file written by save_model", reason) from None
+
+
+def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | GNN, Augmenter | None, list]:
+    """Return what a description and its tensors stand for; any error of Python where they do not fit."""
+    network, widths, classes = _network(config), config["widths"], config["classes"]
+    if not isinstance(widths, list) or len(widths) < 2 or not all(type(n) is int and n > 0 for n in widths):
+        raise ValueError(f"widths {widths}")
+    weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
+    dtype = next(iter(weights.values())).dtype if weights else None
+    if dtype not in DTYPES or any(value.dtype != dtype for value in weights.values()):
+        raise ValueError("its weights are not all float32 or all float64")
+    if not isinstance(classes, list) or any(isinstance(name, (dict, list)) for name in classes):
+        raise ValueError("its classes are not a list of names")
+    if config.get("digest") != model_digest(config, tensors):
+        raise ValueError("its digest is not that of its contents: the file is damaged")
+    with torch.device("meta"):  # shapes without memory, whatever widths say
+        model = network.from_description(config, dtype)
+    model.load_state_dict(weights, assign=True)
+    augmenter = None
+    if config["augment"] is not None:
+        arrays = {name: tensors[f"augment.{name}"].numpy() for name in ("shift", "scale")}
+        augmenter = Augmenter.from_state(config["augment"], arrays)
     return model.eval(), augmenter, classes

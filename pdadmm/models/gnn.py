@@ -193,7 +193,7 @@ class GNN(torch.nn.Module):
     torch.Size([5, 3])
     """
 
-    FORMAT = "pdadmm-gnn-1"
+    FORMAT = "pdadmm-gnn-2"
 
     def __init__(
         self, architecture: str, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32

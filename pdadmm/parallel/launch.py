@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pdadmm.errors import InputError
 from pdadmm.parallel.transport import LocalTransport, Transport
 
-__all__ = ["launched_rank", "launched_size", "make_transport", "set_threads", "together"]
+__all__ = [
+    "cores",
+    "crowded",
+    "launched_rank",
+    "launched_size",
+    "local_ranks",
+    "make_transport",
+    "set_threads",
+    "together",
+]
 
 # What Hydra (MPICH, Intel MPI), Open MPI and Slurm's PMIx set in every rank.
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -41,22 +51,35 @@ def cores() -> int:
 
 
 def local_ranks() -> int:
-    """Return how many ranks share this host."""
-    return _from_environment(LOCAL_SIZES, launched_size())
+    """Return how many ranks the launcher says share this host; 0 where it does not say."""
+    found = _from_environment(LOCAL_SIZES, 0)
+    if found:
+        return found
+    # srun: "4(x2),3" are two nodes of 4 tasks and one of 3
+    tasks, node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""), os.environ.get("SLURM_NODEID", "")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
+        counts += [int(count)] * min(int(times or 1), 1 << 20)
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else 0
+
+
+def crowded() -> bool:
+    """Whether more ranks than cores share this host; all ranks of the job where the launcher does not say."""
+    return (local_ranks() or launched_size()) > cores()
 
 
 def make_transport(comm: Any = None) -> Transport:
     """Return the transport of a run: ``comm`` if given, the world's under mpirun, else in-process."""
     if comm is None and launched_size() == 1:
         return LocalTransport()
-    if local_ranks() > cores():
+    if crowded():
         # waiting ranks must not keep the others from a core; read when MPI starts
         os.environ.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     from pdadmm.parallel.mpi import MPITransport
 
     transport = MPITransport(comm)
-    return transport if transport.size > 1 else LocalTransport()
+    return transport if transport.size > 1 else LocalTransport(transport.local_size)
 
 
 def set_threads(threads: int | None, transport: Transport) -> int:
@@ -66,8 +89,8 @@ def set_threads(threads: int | None, transport: Transport) -> int:
     """
     import torch
 
-    if threads is None and transport.size > 1 and not os.environ.get("OMP_NUM_THREADS"):
-        threads = max(1, cores() // local_ranks())
+    if threads is None and transport.local_size > 1 and not os.environ.get("OMP_NUM_THREADS"):
+        threads = max(1, cores() // transport.local_size)
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -86,4 +109,4 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
     for shared in transport.allgather(error):
         if shared is not None:
             raise shared from error
-    return result
+    return cast(T, result)

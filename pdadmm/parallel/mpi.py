@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from pdadmm.errors import InputError
+from pdadmm.parallel import launch
+from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope, check_call
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
@@ -29,7 +31,7 @@ def _install_abort_hook(comm: Any) -> None:
         sys.stderr.flush()
         comm.Abort(1)
 
-    abort.ends_mpi_job = True
+    abort.ends_mpi_job = True  # type: ignore[attr-defined]
     sys.excepthook = abort
 
 
@@ -62,7 +64,10 @@ class _Persistent:
     def wait(self) -> None:
         if not self.under_way:
             return
-        self.request.Wait(self.status)
+        try:
+            self.request.Wait(self.status)
+        except Exception as error:  # of a longer message, above all
+            raise RuntimeError(f"a message of {self.nbytes} bytes did not arrive: {error}") from error
         self.under_way = False
         if self.receives:
             count = self.status.Get_count(self.byte)
@@ -96,7 +101,17 @@ class MPITransport:
         self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ledger, self.trace = Ledger(), NO_TRACE
+        self.local_size = launch.local_ranks() or self._ranks_of_host()
+        self.calls = 0  # collective calls so far, equal on all ranks
+        self.sent, self.received = [0] * self.size, [0] * self.size  # single arrays so far, by peer
         _install_abort_hook(self.mpi.COMM_WORLD)
+
+    def _ranks_of_host(self) -> int:
+        """Return how many ranks of this communicator share memory, and so this host."""
+        host = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)
+        size = host.Get_size()
+        host.Free()
+        return size
 
     @staticmethod
     def _view(buffer: Tensor):
@@ -118,40 +133,57 @@ class MPITransport:
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         view = self._view(array)
+        self.sent[peer] += 1
+        self.comm.Send(Envelope(kind, view, self.sent[peer]).packed, dest=peer, tag=0)
         self.comm.Send(view, dest=peer, tag=0)
-        self.ledger.record_sent(kind, view.nbytes)
+        self.ledger.record_sent(kind, ENVELOPE_BYTES + view.nbytes)
 
     def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
         view = self._view(array)
+        self.received[peer] += 1
+        found = bytearray(ENVELOPE_BYTES)
+        self.comm.Recv(found, source=peer, tag=0)
+        Envelope(kind, view, self.received[peer]).check(bytes(found), peer)
         self.comm.Recv(view, source=peer, tag=0)
-        self.ledger.record_received(kind, view.nbytes)
+        self.ledger.record_received(kind, ENVELOPE_BYTES + view.nbytes)
         return array
 
+    def _packed(self, operation: str, kind: str, value: Any) -> tuple[bytes, tuple[str, str, int]]:
+        """Return a value as bytes, with the name of this collective call, and that name."""
+        self.calls += 1
+        due = operation, kind, self.calls
+        return self.mpi.pickle.dumps((*due, value)), due
+
+    def _unpacked(self, packed: bytes, peer: int, due: tuple[str, str, int]) -> Any:
+        *found, value = self.mpi.pickle.loads(packed)
+        check_call(tuple(found), peer, due)
+        return value
+
     def gather(self, value: Any, kind: str = "control") -> list[Any] | None:
-        packed = self.mpi.pickle.dumps(value)
+        packed, due = self._packed("gather", kind, value)
         if self.rank:
             self.ledger.record_sent(kind, len(packed))
         parts = self.comm.gather(packed, root=0)
         if parts is None:
             return None
         self._record_parts(kind, parts)
-        return [self.mpi.pickle.loads(part) for part in parts]
+        return [self._unpacked(part, peer, due) for peer, part in enumerate(parts)]
 
     def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
-        packed = self.mpi.pickle.dumps(value) if self.rank == root else None
+        packed, due = self._packed("bcast", kind, value if self.rank == root else None)
         packed = self.comm.bcast(packed, root=root)
         if self.rank == root:
             self.ledger.record_sent(kind, len(packed) * (self.size - 1))
-        else:
-            self.ledger.record_received(kind, len(packed))
-        return value if self.rank == root else self.mpi.pickle.loads(packed)
+            return value
+        self.ledger.record_received(kind, len(packed))
+        return self._unpacked(packed, root, due)
 
     def allgather(self, value: Any, kind: str = "control") -> list[Any]:
-        packed = self.mpi.pickle.dumps(value)
+        packed, due = self._packed("allgather", kind, value)
         self.ledger.record_sent(kind, len(packed) * (self.size - 1))
         parts = self.comm.allgather(packed)
         self._record_parts(kind, parts)
-        return [self.mpi.pickle.loads(part) for part in parts]
+        return [self._unpacked(part, peer, due) for peer, part in enumerate(parts)]
 
     def sum_(self, array: Tensor, kind: str) -> Tensor:
         if self.size == 1:

@@ -29,6 +29,7 @@ class Transport(Protocol):
 
     rank: int
     size: int
+    local_size: int  # ranks of this host
     ledger: Ledger
     trace: Trace
 
@@ -86,8 +87,8 @@ class LocalTransport:
     rank = 0
     size = 1
 
-    def __init__(self) -> None:
-        self.ledger, self.trace = Ledger(), NO_TRACE
+    def __init__(self, local_size: int = 1) -> None:
+        self.ledger, self.trace, self.local_size = Ledger(), NO_TRACE, local_size
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         raise AssertionError("one process has no peer to send to")
@@ -107,7 +108,7 @@ class LocalTransport:
     def bcast(self, value: Any, root: int = 0, kind: str = "control") -> Any:
         return value
 
-    def allgather(self, value: Any, kind: str = "control") -> Sequence[Any]:
+    def allgather(self, value: Any, kind: str = "control") -> list[Any]:
         return [value]
 
     def sum_(self, array: Tensor, kind: str) -> Tensor:

@@ -6,7 +6,7 @@ Source: pdADMM-G-Q, Wang et al. 2022, arXiv 2105.09837.
 from __future__ import annotations
 
 from .codec import Codec, make_codec
-from .coders import CODERS, MODES, Coder, make_coder
+from .coders import CODERS, MODES, Coder, digest, make_coder
 from .grid import BITS, GRIDS, ROUNDINGS, Grid, make_grid
 from .scale import NotFiniteError
 
@@ -20,6 +20,7 @@ __all__ = [
     "Coder",
     "Grid",
     "NotFiniteError",
+    "digest",
     "make_codec",
     "make_coder",
     "make_grid",

@@ -12,9 +12,21 @@ from . import sweep
 from .codec import Codec, make_codec
 from .grid import BITS, GRIDS, ROUNDINGS
 
-__all__ = ["CODERS", "MODES", "Coder", "make_coder"]
+__all__ = ["CODERS", "MODES", "Coder", "digest", "make_coder"]
 
 MODES = ("difference", "value")
+
+
+def digest(x: Tensor) -> bytes:
+    """An 8-byte hash of an array: its type, shape and bytes.
+
+    >>> digest(torch.zeros(2, 3)) == digest(torch.zeros(3, 2))
+    False
+    """
+    array = x.cpu().numpy()
+    state = blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=8)
+    state.update(array.reshape(-1).view("u1"))
+    return state.digest()
 
 
 class Coder:
@@ -87,11 +99,7 @@ class Coder:
 
     def digest(self) -> bytes:
         """An 8-byte hash of ``value``: both ends compare it now and then."""
-        array = self.value.cpu().numpy()
-        head = f"{array.dtype.str}{array.shape}".encode()
-        state = blake2b(head, digest_size=8)
-        state.update(array.reshape(-1).view("u1"))
-        return state.digest()
+        return digest(self.value)
 
     def state_dict(self) -> dict:
         """What a checkpoint needs: copies of the value and of carried errors, and the coder's name."""

@@ -1,0 +1,103 @@
+"""Two ranks that do not fit together, in many ways one after another; what each rank was told.
+
+mpiexec -n 2 python tests/mpi_mismatch.py OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from pdadmm import PDADMMG, PDADMMGQ, csbm
+from pdadmm.admm.channel import CHECKSUMS
+from pdadmm.parallel import agreement
+from pdadmm.parallel.mpi import MPITransport
+
+SMALL = {"layers": 2, "hidden": 4, "iterations": 2, "hops": 1}
+
+
+def fit(rank: int, solver=PDADMMG, graph=None, y=None, **more) -> str:
+    data = csbm(60, num_classes=2, num_features=3, seed=0) if graph is None else graph
+    solver(**SMALL | more).fit(data, y)
+    return "fitted"
+
+
+def with_version(rank: int) -> str:
+    known = agreement.__version__
+    agreement.__version__ = "9.9.9" if rank else known
+    try:
+        return fit(rank)
+    finally:
+        agreement.__version__ = known
+
+
+def with_checksums(rank: int, **environ: str) -> str:
+    import os
+
+    if rank:
+        os.environ[CHECKSUMS] = "1"
+    try:
+        return fit(rank)
+    finally:
+        os.environ.pop(CHECKSUMS, None)
+
+
+def single(rank: int, kind: str, array: torch.Tensor) -> str:
+    """Rank 0 sends ``array`` where rank 1 waits for a float32 one of shape (2, 3) and kind init."""
+    transport = MPITransport(MPI.COMM_WORLD.Dup())
+    if rank == 0:
+        transport.send(array, 1, kind)
+        return "sent"
+    transport.receive(torch.empty(2, 3), 0, "init")
+    return "received"
+
+
+def calls(rank: int, before: int, kinds: tuple[str, str]) -> str:
+    transport = MPITransport(MPI.COMM_WORLD.Dup())
+    transport.calls += before * rank
+    transport.allgather(rank, kinds[rank])
+    return "gathered"
+
+
+def too_long(rank: int) -> str:
+    """Rank 0's repeated message is longer than rank 1's buffer."""
+    transport = MPITransport(MPI.COMM_WORLD.Dup())
+    if rank == 0:
+        message = transport.sender(torch.zeros(64, dtype=torch.uint8), 1, 3, "p")
+    else:
+        message = transport.receiver(torch.zeros(32, dtype=torch.uint8), 0, 3, "p")
+    message.start()
+    message.wait()
+    return "waited"
+
+
+def cases(rank: int):
+    X, y = np.arange(24.0).reshape(8, 3), np.arange(8) % 2
+    yield "nu", lambda: fit(rank, nu=(0.3, 0.5)[rank])
+    yield "solver", lambda: fit(rank, (PDADMMG, PDADMMGQ)[rank])
+    yield "graph", lambda: fit(rank, graph=csbm(60, num_classes=2, num_features=3, seed=rank))
+    yield "arrays", lambda: fit(rank, graph=X, y=(y, 1 - y)[rank])
+    yield "version", lambda: with_version(rank)
+    yield "checksums", lambda: with_checksums(rank)
+    yield "shape", lambda: single(rank, "init", torch.zeros(3, 2))
+    yield "kind", lambda: single(rank, "evaluation", torch.zeros(2, 3, dtype=torch.int64))
+    yield "call", lambda: calls(rank, 0, ("control", "evaluation"))
+    yield "number", lambda: calls(rank, 1, ("control", "control"))
+    yield "long", lambda: too_long(rank)
+    yield "agreed", lambda: fit(rank)
+
+
+if __name__ == "__main__":
+    rank, told = MPI.COMM_WORLD.rank, {}
+    for name, work in cases(rank):
+        try:
+            told[name] = work()
+        except (ValueError, RuntimeError) as error:
+            told[name] = f"{type(error).__name__}: {error}"
+        MPI.COMM_WORLD.Barrier()
+    (Path(sys.argv[1]) / f"mismatch.{rank}.json").write_text(json.dumps(told))
