@@ -27,6 +27,9 @@ class Trace:
     """
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self.spans: list[tuple[str, int | None, int, float, float]] = []
         self.name: str | None = None
         self.layer: int | None = None
@@ -36,7 +39,7 @@ class Trace:
     def start(self, transport: Any) -> None:
         """Begin at time 0, on all ranks at once."""
         transport.barrier()
-        self.__init__()
+        self._clear()
 
     def mark(self, name: str, layer: int | None = None) -> None:
         """Begin a span: ``name`` says what this rank does from now on, ``layer`` (from 1) for which layer."""
@@ -89,4 +92,4 @@ class _NoTrace(Trace):
         pass
 
 
-NO_TRACE = _NoTrace()
+NO_TRACE: Trace = _NoTrace()

@@ -205,7 +205,8 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 def test_every_flag_in_the_text_exists(page, capsys):
     known = flags_of_train(capsys) | {"--version"}
     known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
-    known |= {flag for path in (ROOT / "examples").glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
+    for folder in ("examples", "benchmarks"):
+        known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
     assert set(FLAG.findall(page.read_text("utf-8"))) <= known
 
 

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,9 @@ SMALLEST_SHARE = 1 << 18  # multiplications that are worth a thread of their own
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 
-def _load() -> dict[np.dtype, ctypes._CFuncPtr]:
+def _load() -> dict[np.dtype, Any]:
     library = load_library("_spmm", "pdadmm_spmm_interface", INTERFACE)
-    functions = {}
+    functions: dict[np.dtype, Any] = {}
     for name in ("float32", "float64") if library is not None else ():
         function = functions[np.dtype(name)] = getattr(library, f"pdadmm_spmm_{name}")
         function.argtypes = [_POINTER] * 3 + [_LONG] * 3 + [_POINTER] * 2
@@ -53,8 +54,8 @@ def spmm_(S, X: np.ndarray, out: np.ndarray) -> None:
     arrays = (S.data.ctypes.data, S.indices.ctypes.data, offsets.ctypes.data)
     pieces = max(1, min(_threads(), S.nnz * w // SMALLEST_SHARE))
     # every row is computed alone: shares of equal length in non-zeros leave no trace
-    cuts = np.searchsorted(offsets, np.linspace(0, S.nnz, pieces + 1)[1:-1])
-    cuts = [0, *cuts.tolist(), S.shape[0]]
+    inner = np.searchsorted(offsets, np.linspace(0, S.nnz, pieces + 1)[1:-1])
+    cuts = [0, *inner.tolist(), S.shape[0]]
     shares = [(*arrays, a, b, w, X.ctypes.data, out.ctypes.data) for a, b in itertools.pairwise(cuts)]
     if pieces == 1:
         function(*shares[0])

@@ -29,7 +29,8 @@ class Guard:
     """
 
     def __init__(self, folder: Path, transport: Any) -> None:
-        self.folder, self.transport, self.process = folder / "ranks", transport, None
+        self.folder, self.transport = folder / "ranks", transport
+        self.process: subprocess.Popen | None = None
         self.status = self.folder / f"rank-{transport.rank:04d}.json"
 
     def __enter__(self) -> Guard:
