@@ -31,13 +31,14 @@ def facts() -> dict[str, str]:
     """Return what is installed and what this machine offers, as lines to print."""
     import torch
 
-    from pdadmm.kernels import cpu, updates
+    from pdadmm.kernels import cpu, spmm, updates
 
-    built = {"updates": updates.available(), "codec": cpu.available()}
+    built = {"updates": (updates, "plain torch"), "codec": (cpu, "plain torch"), "S X": (spmm, "scipy")}
+    kernels = [f"{name} {'compiled' if one.available() else instead}" for name, (one, instead) in built.items()]
     return {
         "pdadmm": f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
-        "kernels": ", ".join(f"{name} {'compiled' if there else 'plain torch'}" for name, there in built.items()),
+        "kernels": ", ".join(kernels),
         "processor": f"{cores()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "bf16": _bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use",
