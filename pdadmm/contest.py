@@ -23,6 +23,7 @@ from pdadmm.errors import DivergenceError, InputError
 from pdadmm.files import parse_json, regular_file
 from pdadmm.parallel.launch import launched_size
 from pdadmm.parameters import parameters
+from pdadmm.recording import KINDS_OF_WORK
 from pdadmm.solvers import solver_class
 from pdadmm.standings import BACKPROP, standings
 from pdadmm.tuning import best_trial, tune
@@ -233,8 +234,10 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         rates = gradient_bytes(estimator.checked(), estimator.model_.widths, depths, len(graph.splits["train"]))
     names = ("test_accuracy", "val_accuracy", "train_accuracy", "seconds_training", "iterations", "threads")
     history = compact_history(estimator.history_, rates)
+    spent = {kind: summary[f"seconds_{kind}"] for kind in KINDS_OF_WORK if f"seconds_{kind}" in summary}
     return {
         **{name: summary[name] for name in names},
+        **({"spent": spent} if spent else {}),
         "bytes": history["bytes"][-1] if "bytes" in history else None,
         "peak_bytes": peak,
         "history": history,

@@ -37,6 +37,8 @@ def _check_run(run: dict[str, Any], where: str) -> None:
     for name in (*NUMBERS, *OPTIONAL):
         value = run.get(name, "missing")
         _need(is_number(value) or (value is None and name in OPTIONAL), f"{where}: {name}")
+    spent = run.get("spent", {})
+    _need(isinstance(spent, dict) and all(map(is_number, spent.values())), f"{where}: spent")
     history = run.get("history", {})
     _need(isinstance(history, dict) and bool(history), f"{where}: history")
     lengths = set()

@@ -15,6 +15,7 @@ from pdadmm.parallel.transport import Transport
 from pdadmm.trace import NO_TRACE, Trace
 
 __all__ = [
+    "KINDS_OF_WORK",
     "Best",
     "Breakdown",
     "Clock",
@@ -38,6 +39,9 @@ class Clock:
 
     def stop(self) -> None:
         self.seconds += time.perf_counter() - self._since
+
+
+KINDS_OF_WORK = ("sparse", "dense", "communication", "waiting", "sampling")
 
 
 class Breakdown(dict):

@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["default_targets", "figures", "seconds_to", "standings", "table"]
+from pdadmm.recording import KINDS_OF_WORK
+
+__all__ = ["default_targets", "figures", "seconds_to", "standings", "table", "table_of_work"]
 
 TARGET_SHARES = (0.95, 0.99)
 BACKPROP = ("gd", "adadelta", "adagrad", "adam")  # on the network of pdADMM-G
@@ -96,6 +98,18 @@ def table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def table_of_work(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the markdown table of where the training seconds of GNNs go, "" where no run tells: medians."""
+    lines = []
+    for row in rows:
+        told = [run["spent"] for run in row["runs"] if "spent" in run]
+        if told:
+            cells = [_number(statistics.median(spent.get(kind, 0.0) for spent in told)) for kind in KINDS_OF_WORK]
+            lines.append(f"| {row['solver']} | {row['layers']} | " + " | ".join(cells) + " |")
+    head = ["solver", "layers", *(f"{kind} s" for kind in KINDS_OF_WORK)]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines]) if lines else ""
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

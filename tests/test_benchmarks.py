@@ -49,7 +49,9 @@ def test_a_benchmark_prints_its_ratios(run, name):
 
 def test_time_to_accuracy_reads_a_contest(run, tmp_path):
     contest = {"dataset": "digits", "split": None, "split_seeds": "same", "hidden": 8, "common": {"eval_every": 2}}
-    runs = [{"history": {"val_accuracy": [None, 0.2, None, 0.4]}}]
+    history = {"iteration": [1, 2], "layers": [3, 3], "seconds": [0.1, 0.2], "val_accuracy": [None, 0.4]}
+    figures = ("test_accuracy", "val_accuracy", "seconds_training", "iterations", "peak_bytes", "bytes")
+    runs = [dict.fromkeys(figures, 1) | {"history": history}]
     row = {"layers": 3, "parameters": {"iterations": 4}, "runs": runs}
     rows = [{"solver": name, **row} for name in ("adam", "pdadmm-g")]
     file = tmp_path / "digits.json"

@@ -12,7 +12,7 @@ from pdadmm import InputError, contest, standings
 from pdadmm.contest import COMMON, Contest, compact_history, compare, gradient_bytes, read_summary
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class
-from pdadmm.standings import default_targets, figures, seconds_to, table
+from pdadmm.standings import default_targets, figures, seconds_to, table, table_of_work
 
 ENTRIES = [("pdadmm-g", 2)]
 COMMON_VALUES = {"hops": 1, "threads": 1}
@@ -103,6 +103,16 @@ def test_the_table():
     assert head.startswith("| solver | layers | test accuracy | validation | training s | s to 0.7 | iterations |")
     assert head.count("|") == line.count("|") == row.count("|")
     assert row == "| pdadmm-g | 4 | 0.6000 ± 0.1414 | 0.8000 ± 0.0000 | 0.123 | 0.123 (2 of 2) | 1 | 1e-05 | 2 |"
+
+
+def test_the_table_of_work():
+    plain = {"solver": "adam", "layers": 2, "runs": [run([0.8], [0.1])]}
+    assert table_of_work([plain]) == ""
+    spent = [{"sparse": 1.0, "dense": 2.0}, {"sparse": 3.0, "dense": 4.0}]
+    gnn = {"solver": "gcn", "layers": 2, "runs": [run([0.8], [0.1]) | {"spent": one} for one in spent]}
+    head, _, row = table_of_work([plain, gnn]).splitlines()
+    assert head == "| solver | layers | sparse s | dense s | communication s | waiting s | sampling s |"
+    assert row == "| gcn | 2 | 2 | 3 | 0 | 0 | 0 |"
 
 
 def test_a_compact_history_has_the_bytes_of_a_rank_for_each_layer():

@@ -12,7 +12,7 @@ from pdadmm.contest import COMMON, SPLIT_SEEDS, Contest, compare
 from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import fraction, one_of, parameters, whole
 from pdadmm.solvers import SOLVERS, solver_class
-from pdadmm.standings import table
+from pdadmm.standings import table, table_of_work
 
 __all__ = ["run"]
 
@@ -41,8 +41,10 @@ def run(arguments: list[str]) -> int:
     check_writable(given, "summary")
     entries = [(solver, layers) for layers in depths for solver in solvers]
     summary = compare(contest, entries, given.summary, targets, shlex.join(["pdadmm", "compare", *arguments]))
-    print(table(summary["rows"], summary["targets"]))
-    print()
+    print(table(summary["rows"], summary["targets"]), end="\n\n")
+    work = table_of_work(summary["rows"])
+    if work:
+        print(work, end="\n\n")
     for row in summary["rows"]:
         print(f"{row['solver']}, {row['layers']} layers: {_chosen(row)}")
     return 0
