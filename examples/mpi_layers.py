@@ -1,7 +1,8 @@
 """Train with one layer per MPI rank, and show which rank holds which layers and what it sends.
 
 Each iteration, the rank of layer l + 1 sends p_{l+1} down and the rank of layer l sends q_l up:
-V x n numbers each, V training nodes, n neurons. u never travels. Run time: about 20 seconds on two cores.
+V x n numbers each and a header of 16 bytes, V training nodes, n neurons. u never travels. Run time: about
+20 seconds on two cores.
 
     mpirun -n 4 python examples/mpi_layers.py                 (4 layers)
     mpirun -n 4 python examples/mpi_layers.py --layers 10     (2 or 3 layers a rank)
@@ -18,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from mpi4py import MPI
 
 from pdadmm import PDADMMG, Graph, load_dataset
+from pdadmm.admm.channel import HEADER_BYTES
 from pdadmm.admm.first_layer import choose_first_layer
 from pdadmm.console import human_bytes
 from pdadmm.parallel.placement import layer_costs, place_layers
@@ -34,7 +36,7 @@ def placement(solver: PDADMMG, graph: Graph, depth: int, ranks: int) -> list[ran
 
 def report(solver: PDADMMG, graph: Graph, ranks: int) -> None:
     """Print the layers of each rank, stage by stage, and the bytes of p and q that it sends an iteration."""
-    message = len(graph.splits["train"]) * solver.hidden * 4  # float32
+    message = HEADER_BYTES + len(graph.splits["train"]) * solver.hidden * 4  # float32
     total = 0
     for stage in solver.stages_:
         print(f"\n{stage['layers']} layers, {stage['iterations']} iterations, test {stage['test_accuracy']:.3f}")

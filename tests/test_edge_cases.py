@@ -146,8 +146,8 @@ class Watched:
         update_z, update_q_u = PiecewiseLinear.update_z_, Link.update_q_u
         told = {}
 
-        def prepared(z, W, b, nu, rho):
-            given = prepare(z, W, b, nu, rho)
+        def prepared(z, W, b, nu, rho, out):
+            given = prepare(z, W, b, nu, rho, out)
             told[given[0].data_ptr()] = z, W, b, nu
             return given
 
@@ -181,12 +181,12 @@ class Watched:
             self.count("exact W")
             return W, b
 
-        def z_update(activation, z, r, a, q, prox_z):
+        def z_update(activation, z, r, q, prox_z):
             def value(z):
                 return (z - a).square() + (q - activation(z)).square() + prox_z * (z - old).square()
 
-            old = z.clone()
-            update_z(activation, z, r, a, q, prox_z)
+            old, a = z.clone(), r.clone()
+            update_z(activation, z, r, q, prox_z)
             unit = 1e-12 * (a.square() + q.square() + old.square())
             for other in (old, a, q, torch.zeros_like(z), z + 1e-3, z - 1e-3, 1.01 * z, 0.5 * z):
                 assert bool((value(z) <= value(other) + unit).all())
