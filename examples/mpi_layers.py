@@ -1,8 +1,8 @@
 """Train with one layer per MPI rank, and show which rank holds which layers and what it sends.
 
 Each iteration, the rank of layer l + 1 sends p_{l+1} down and the rank of layer l sends q_l up:
-V x n numbers each and a header of 16 bytes, V training nodes, n neurons. u never travels. Run time: about
-20 seconds on two cores.
+V x n numbers each and a header of 16 bytes, V training nodes, n neurons. u never travels.
+Run time: about 20 seconds on two cores.
 
     mpirun -n 4 python examples/mpi_layers.py                 (4 layers)
     mpirun -n 4 python examples/mpi_layers.py --layers 10     (2 or 3 layers a rank)
