@@ -18,7 +18,7 @@ import torch
 from shared import machine, ratio, table, timed
 
 from pdadmm.augment import spmm
-from pdadmm.augment.hops import default_slice_columns
+from pdadmm.augment.hops import cache_lines, default_slice_columns
 from pdadmm.kernels import spmm as kernel
 
 
@@ -43,8 +43,11 @@ def main() -> None:
     X = np.random.default_rng(1).random((V, F), dtype=np.float32)
     out = np.empty_like(X)
     width = min(F, default_slice_columns(V, X.dtype))
-    slices = [np.ascontiguousarray(X[:, a : a + width]) for a in range(0, F, width)]
-    outs = [np.empty_like(part) for part in slices]
+    slices = []
+    for a in range(0, F, width):
+        slices.append(cache_lines(V * min(width, F - a), X.dtype).reshape(V, -1))
+        slices[-1][:] = X[:, a : a + width]
+    outs = [cache_lines(part.size, X.dtype).reshape(part.shape) for part in slices]
     source, target = (np.ones(max(1 << 20, X.size), np.float32) for _ in range(2))
     runs = {"scipy": lambda: S @ X, "copy": lambda: np.copyto(target, source)}
     if kernel.available():

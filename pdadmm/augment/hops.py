@@ -88,7 +88,7 @@ def propagate(
     kept = V if rows is None else len(rows)
     out = np.empty((kept, F * (hops + 1 if weights is None else 1)), dtype)
     width = min(F, slice_columns or default_slice_columns(V, dtype)) or 1
-    buffers = np.empty((2, V * width), dtype)
+    buffers = [cache_lines(V * width, dtype) for _ in range(2)]
     S_last = S if rows is None or hops == 0 else S[rows]  # the last hop is needed on the kept rows alone
     X = sp.csc_array(X) if sp.issparse(X) else X
     # Overflow is for the caller to find in the result, where it can be reported with its place.
@@ -104,6 +104,14 @@ def propagate(
                     # A numpy scalar would turn float32 work into float64; a Python number does not.
                     _store(out[:, a:b], block, index, float(weights[k]), add=k > 0)
     return out
+
+
+def cache_lines(count: int, dtype: np.dtype) -> np.ndarray:
+    """Return an empty array that begins with a cache line: a row of 16 columns is then one line, not a part of two."""
+    line = _LINE * 4
+    memory = np.empty(count * dtype.itemsize + line, np.uint8)
+    start = -memory.ctypes.data % line
+    return memory[start : start + count * dtype.itemsize].view(dtype)
 
 
 def default_slice_columns(V: int, dtype: np.dtype) -> int:

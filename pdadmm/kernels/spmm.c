@@ -18,12 +18,15 @@ EXPORT int pdadmm_spmm_interface(void) { return 1; }
       const REAL *values, const int32_t *columns, int64_t count, int64_t fetchable, const REAL *x, int64_t w,     \
       REAL *y) {                                                                                                  \
     const int64_t ahead = 8 + 32 / LINES;                                                                         \
+    const int astride = ((uintptr_t)x | (uintptr_t)(w * sizeof(REAL))) % LINE != 0; /* one line more a row */     \
     VECTOR sum[LINES] = {{0}};                                                                                    \
     for (int64_t k = 0; k < count; k++) {                                                                         \
       const REAL *row = x + columns[k] * w, value = values[k];                                                    \
-      if (k + ahead < fetchable)                                                                                  \
-        for (int v = 0; v < LINES; v++)                                                                           \
-          __builtin_prefetch((const char *)(x + columns[k + ahead] * w) + LINE * v, 0, 3);                        \
+      if (k + ahead < fetchable) {                                                                                \
+        const char *next = (const char *)(x + columns[k + ahead] * w);                                            \
+        for (int v = 0; v < LINES; v++) __builtin_prefetch(next + LINE * v, 0, 3);                                \
+        if (astride) __builtin_prefetch(next + LINE * LINES - 1, 0, 3);                                           \
+      }                                                                                                           \
       for (int v = 0; v < LINES; v++) sum[v] += value * ((const VECTOR *)row)[v];                                 \
     }                                                                                                             \
     for (int v = 0; v < LINES; v++) ((VECTOR *)y)[v] = sum[v];                                                    \
