@@ -11,12 +11,11 @@ objective and the residuals, which the driver takes after every iteration. Media
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
-from shared import full_network, machine, random_problem, ratio, table, timed
+from shared import full_network, machine, random_problem, ratio, shape_parser, table, timed
 
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.updates import cholesky, spd_inverse
@@ -62,13 +61,7 @@ def adam_epoch(problem: Problem, layers: int, hidden: int) -> Callable[[], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=20000)
-    parser.add_argument("--inputs", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser = shape_parser(__doc__, repeat=7)
     parser.add_argument("--inner", type=int, default=1, help="runs per measurement: more for small shapes")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

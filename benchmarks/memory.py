@@ -9,10 +9,8 @@ its peak after the imports.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from shared import full_network, machine, random_problem
+from shared import full_network, machine, random_problem, shape_parser
 
 from pdadmm.contest import peak_bytes
 
@@ -31,13 +29,7 @@ def state_bytes(nodes: int, inputs: int, hidden: int, layers: int, classes: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=20000)
-    parser.add_argument("--inputs", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--classes", type=int, default=10)
-    given = parser.parse_args()
+    given = shape_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     torch.linalg.cholesky(torch.eye(4))  # LAPACK is an import too: it is loaded on first use
     before = peak_bytes()

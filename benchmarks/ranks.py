@@ -11,12 +11,11 @@ cost is the share of the rank that waits least.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 import torch
-from shared import full_network, machine, random_problem
+from shared import full_network, machine, random_problem, shape_parser
 
 from pdadmm.parallel.launch import make_transport
 from pdadmm.trace import NO_TRACE, Trace
@@ -33,13 +32,7 @@ def spent(transport, iterate) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=20000)
-    parser.add_argument("--inputs", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser = shape_parser(__doc__, repeat=5)
     parser.add_argument("--trace", help="write the timeline of the last iterations here")
     given = parser.parse_args()
     torch.set_num_threads(1)

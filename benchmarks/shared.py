@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -19,7 +20,7 @@ from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.parallel.transport import LocalTransport, Transport
 
-__all__ = ["full_network", "machine", "random_problem", "ratio", "table", "timed"]
+__all__ = ["full_network", "machine", "random_problem", "ratio", "shape_parser", "table", "timed"]
 
 
 def random_problem(nodes: int, inputs: int, classes: int) -> Problem:
@@ -49,6 +50,16 @@ def full_network(
             solver._keep(network, network.snapshot())
             del network  # before the next is built
     return solver, network
+
+
+def shape_parser(doc: str | None, repeat: int | None = None) -> argparse.ArgumentParser:
+    """Return a parser of the flags that give a network's shape, and of --repeat where it has a default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("nodes", 20000), ("inputs", 256), ("hidden", 256), ("layers", 10), ("classes", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    if repeat is not None:
+        parser.add_argument("--repeat", type=int, default=repeat)
+    return parser
 
 
 def timed(runs: Mapping[str, Callable[[], object]], repeat: int, inner: int = 1) -> dict[str, list[float]]:

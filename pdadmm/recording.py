@@ -65,6 +65,14 @@ class Breakdown(dict):
         self[kind] = self.get(kind, 0.0) + time.perf_counter() - began
         self.trace.mark("dense")
 
+    def summary(self, seconds: float, transport: Transport) -> dict[str, float]:
+        """Return the training ``seconds`` by kind of work, means over the ranks; what is no other kind is dense."""
+        kinds = [kind for kind in KINDS_OF_WORK if kind != "dense"]
+        parts = transport.allgather((seconds, *(self.get(kind, 0.0) for kind in kinds)))
+        total, *spent = (sum(column) / len(parts) for column in zip(*parts))
+        told = {f"seconds_{kind}": own for kind, own in zip(kinds, spent)}
+        return told | {"seconds_dense": max(0.0, total - sum(spent))}
+
 
 @dataclass
 class Best:

@@ -156,11 +156,7 @@ class FullGraphSolver(Driver):
 
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; a kind of work's seconds are the mean over the ranks."""
-        kinds = ("sparse", "communication", "waiting", "sampling")
-        parts = self.transport.allgather((self.clock.seconds, *(self.times.get(kind, 0.0) for kind in kinds)))
-        total, *spent = (sum(column) / len(parts) for column in zip(*parts))
-        told = {f"seconds_{kind}": seconds for kind, seconds in zip(kinds, spent)}
-        told["seconds_dense"] = max(0.0, total - sum(spent))
+        told = self.times.summary(self.clock.seconds, self.transport)
         told["seconds_precompute"] = max(self.transport.allgather(self.seconds_precompute))
         return super().summary() | told
 

@@ -19,7 +19,7 @@ from pdadmm.parallel.transport import Transport
 from pdadmm.recording import Breakdown, Stage
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
-from pdadmm.sampling.solver import batch_loss, breakdown, whole_graph
+from pdadmm.sampling.solver import batch_loss, whole_graph
 
 __all__ = ["GISTSolver"]
 
@@ -151,4 +151,4 @@ class GISTSolver(Driver):
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself."""
         told = {"rounds": self.rounds, "bytes_predicted": self.predicted}
-        return super().summary() | breakdown(self.times, self.clock.seconds, self.transport) | told
+        return super().summary() | self.times.summary(self.clock.seconds, self.transport) | told

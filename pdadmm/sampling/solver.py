@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pdadmm.recording import Breakdown, Stage
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
 
-__all__ = ["SampledSolver", "batch_loss", "breakdown", "whole_graph"]
+__all__ = ["SampledSolver", "batch_loss", "whole_graph"]
 
 
 def whole_graph(S: Aggregation, layers: int, parts: dict[str, np.ndarray]) -> tuple[Batch, dict[str, Tensor]]:
@@ -34,15 +34,6 @@ def batch_loss(logits: Tensor, y: Tensor, batch: Batch) -> Tensor:
     """Return the sum of the losses of the batch's nodes, times their shares where it has any."""
     losses = F.cross_entropy(logits, y[torch.from_numpy(batch.nodes)], reduction="none")
     return losses.sum() if batch.shares is None else (losses * torch.from_numpy(batch.shares).to(losses.dtype)).sum()
-
-
-def breakdown(times: Breakdown, seconds: float, transport: Transport) -> dict[str, float]:
-    """Return the training ``seconds`` by kind of work, the mean over the ranks; what is no other kind is dense work."""
-    kinds = ("sparse", "communication", "waiting", "sampling")
-    parts = transport.allgather((seconds, *(times.get(kind, 0.0) for kind in kinds)))
-    total, *spent = (sum(column) / len(parts) for column in zip(*parts))
-    told = {f"seconds_{kind}": own for kind, own in zip(kinds, spent)}
-    return told | {"seconds_dense": max(0.0, total - sum(spent))}
 
 
 class SampledSolver(Driver):
@@ -131,15 +122,7 @@ class SampledSolver(Driver):
         self._check(not found["bad"])
         return scores([found], {part: len(own) for part, own in self.problem.parts.items()})
 
-    def _snapshot(self) -> list[Tensor]:
-        return [weight.detach().clone() for weight in self.weights]
-
-    def _go_back(self, snapshot: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for weight, best in zip(self.weights, snapshot):
-                weight.copy_(best)
-
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself."""
         predicted = {"bytes_predicted": len(self.history) * self.pass_bytes()}
-        return super().summary() | breakdown(self.times, self.clock.seconds, self.transport) | predicted
+        return super().summary() | self.times.summary(self.clock.seconds, self.transport) | predicted
