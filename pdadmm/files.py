@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_number", "memory_bytes", "parse_json", "regular_file"]
+__all__ = ["flush_folder", "is_number", "memory_bytes", "parse_json", "regular_file", "replace_file", "write_to_disk"]
 
 
 def memory_bytes() -> int:
@@ -50,3 +50,29 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 1e300
+
+
+def write_to_disk(path: Path, content: bytes) -> None:
+    """Write a file and bring it to the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file in place of another, or of none: whoever reads it, after a crash too, sees the old or the new."""
+    partial = path.with_name(path.name + ".partial")
+    write_to_disk(partial, content)
+    partial.rename(path)
+    flush_folder(path.parent)
