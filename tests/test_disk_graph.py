@@ -129,7 +129,7 @@ def test_a_graph_comes_back_equal(tmp_path_factory, graph):
         disk.check()
         back = disk.to_graph()
     dense = graph.features if isinstance(graph.features, np.ndarray) else graph.features.toarray()
-    twin = Graph(graph.indptr, graph.indices, None, dense, graph.labels, graph.splits, num_classes=graph.num_classes)
+    twin = Graph(graph.indptr, graph.indices, None, dense, graph.labels, graph.splits)
     assert back.fingerprint() == twin.fingerprint()
 
 

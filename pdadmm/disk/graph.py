@@ -105,7 +105,7 @@ class DiskGraph:
 
     def labels(self) -> np.ndarray:
         """Return the class of every node, int64 (V,), -1 where unknown."""
-        return check_labels(self._arrays["labels"].rows(0, self.num_nodes), self.num_nodes, self.num_classes)[0]
+        return check_labels(self._arrays["labels"].rows(0, self.num_nodes), self.num_nodes, self.num_classes or None)[0]
 
     def splits(self) -> dict[str, np.ndarray] | None:
         """Return the nodes of "train", "val" and "test", int64, or None where the folder has no split."""
@@ -179,7 +179,7 @@ class DiskGraph:
             features[start:stop] = rows
         splits = self.splits()
         own = "file" if splits else ""
-        return Graph(indptr, columns, None, features, self.labels(), splits, self.name, self.num_classes, own)
+        return Graph(indptr, columns, None, features, self.labels(), splits, self.name, self.num_classes or None, own)
 
     def close(self) -> None:
         """Close the files."""
