@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import resource
-import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,19 +16,22 @@ import torch
 from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
+from pdadmm.disk.limits import Limit, peak_rss_bytes
+from pdadmm.disk.storage import Centred, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
 from pdadmm.history import History
 from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.parameters import fraction, memory_size, non_negative, one_of, optional, param, parameters, whole
 from pdadmm.saver import Saver
 from pdadmm.trace import Trace
 
 __all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
 
 PARTS = ("train", "val", "test")
+CHECKPOINT_EVERY = 10  # iterations
 
 
 @dataclass
@@ -40,12 +42,6 @@ class Outcome:
     history: History
     stages: list[dict[str, Any]]
     summary: dict[str, Any]
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident set this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _real_matrix(X: Any) -> np.ndarray:
@@ -66,10 +62,11 @@ def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
         sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
         sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
         return sizes | {"fingerprint": graph.fingerprint()}
-    X, labels = np.asarray(graph), np.asarray(y)
-    digest = hashlib.sha256(np.ascontiguousarray(X).tobytes())
-    digest.update(str(labels.tolist()).encode())
-    return {"nodes": len(X), "features": X.shape[1], "fingerprint": digest.hexdigest()}
+    X, labels, digest = by_rows(graph), np.asarray(y), hashlib.sha256()
+    for start, stop in row_ranges(X, X.shape[0]):
+        digest.update(np.ascontiguousarray(X.rows(start, stop)).tobytes())
+        digest.update(str(labels[start:stop].tolist()).encode())
+    return {"nodes": X.shape[0], "features": X.shape[1], "fingerprint": digest.hexdigest()}
 
 
 @dataclass(eq=False, repr=False)
@@ -88,6 +85,7 @@ class NodeClassifier:
     )
 
     saves = False  # whether this solver writes checkpoints
+    streams = False  # whether this solver trains from disk
 
     def fit(
         self,
@@ -97,15 +95,19 @@ class NodeClassifier:
         watch: Any = None,
         trace: Trace | None = None,
         checkpoint: str | os.PathLike | None = None,
-        checkpoint_every: int = 10,
+        checkpoint_every: int = CHECKPOINT_EVERY,
         resume: bool = False,
+        memory: int | str | None = None,
+        scratch: str | os.PathLike | None = None,
     ) -> NodeClassifier:
-        """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
+        """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,); X may be a matrix read by rows.
 
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
         passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
         records what takes the time. ``checkpoint``: a folder for checkpoints, one every ``checkpoint_every``
-        iterations; ``resume`` goes on from the last one there.
+        iterations; ``resume`` goes on from the last one there. ``memory``, such as "2GiB", is what training may take
+        beyond what the process holds now; X and state then lie in the folder ``scratch``, with a checkpoint of every
+        iteration.
         Raises InputError on all ranks for anything that cannot be trained on, DivergenceError when training
         leaves the finite numbers; with checkpoints SIGINT and SIGTERM end it after the iteration, as
         KeyboardInterrupt and SystemExit(143).
@@ -114,25 +116,38 @@ class NodeClassifier:
         self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
+        limit = self._limit(memory, scratch, checkpoint, checkpoint_every, transport)
         threads = set_threads(settings.threads, transport)
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
+        if limit is not None and not isinstance(graph, Graph):
+            graph = graph if is_read_by_rows(graph) else by_rows(_real_matrix(graph))
+        elif is_read_by_rows(graph):
+            raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport)
         )
-        saver = self._saver(checkpoint, checkpoint_every, resume, transport)
+        saver = self._saver(checkpoint, checkpoint_every, resume, transport) if limit is None else None
+        about: dict[str, Any] = {}
+        if limit is not None:  # every pass writes over the state of the checkpoint before the last
+            saver, about = Saver(scratch, 1, resume, transport, "scratch"), {"memory": limit.limit}
         if saver is not None:
-            saver.open(settings, lambda: _described(graph, y))
+            saver.open(settings, lambda: _described(graph, y) | about)
+        more: dict[str, Any] = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
+        if limit is not None:
+            more["storage"] = self._storage(problem, settings, Path(scratch), limit)
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         if trace is not None:
             transport.trace = trace
             trace.start(transport)
         try:
             with saver.watching() if saver is not None else contextlib.nullcontext():
-                more = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
                 outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
-        except InputError as error:  # of one rank alone: it must end the others too
+        except InputError as error:
+            if transport.size == 1:
+                raise
+            # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
             trace.collect(transport)
@@ -150,8 +165,30 @@ class NodeClassifier:
             "bytes_other": sum(part[1] for part in usage),
             "peak_rss_bytes": max(part[2] for part in usage),
         }
+        if limit is not None:
+            self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
         transport.close()
         return self
+
+    def _limit(self, memory: Any, scratch: Any, checkpoint: Any, every: Any, transport: Transport) -> Limit | None:
+        """Return the limit of memory that training from disk keeps to; None for a training in memory."""
+        if memory is None and scratch is None:
+            return None
+        if not self.streams:
+            name, value = ("scratch", str(scratch)) if memory is None else ("memory", memory)
+            raise InputError(name, value, f"left out: {type(self).__name__} trains in memory")
+        if memory is None or scratch is None:
+            raise InputError("memory, scratch", f"{memory}, {scratch}", "given both, or neither")
+        if checkpoint is not None:
+            raise InputError("checkpoint", str(checkpoint), "left out with memory", "scratch holds the checkpoints")
+        if every not in (1, CHECKPOINT_EVERY):
+            raise InputError("checkpoint_every", every, "left out with memory", "every iteration is kept")
+        if transport.size > 1:
+            raise InputError("memory", memory, "left out on several ranks", "start one process, or leave it out")
+        try:
+            return Limit(memory_size.accept(memory))
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise InputError("memory", memory, memory_size.allowed) from None
 
     def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
         if folder is None:
@@ -290,7 +327,8 @@ class GraphClassifier(NodeClassifier):
             self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
         else:
             X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
-            parts = {"train": slice(0, len(X)), "val": slice(len(X), len(X)), "test": slice(len(X), len(X))}
+            V = len(labels)
+            parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
         self._check_patience(settings, parts)
         self.augmenter_ = None
         seconds = 0.0
@@ -304,7 +342,9 @@ class GraphClassifier(NodeClassifier):
         else:
             inputs = X.shape[1]
         shift = None
-        if transport.rank == 0:
+        if isinstance(X, Centred):
+            shift = X.shift
+        elif transport.rank == 0:
             # b_1 takes up the mean: the network is the same, its first factor better conditioned
             shift = X[parts["train"]].double().mean(0)
             X -= shift.to(X.dtype)
@@ -325,11 +365,15 @@ class GraphClassifier(NodeClassifier):
     def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
         if y is None:
             raise InputError("y", None, "given where the first argument is no Graph")
-        X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
+        on_disk = is_read_by_rows(X)
+        if not on_disk:
+            X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
         y = np.asarray(y)
-        if y.ndim != 1 or len(X) != len(y) or not len(X):
+        if y.ndim != 1 or len(X.shape) != 2 or X.shape[0] != len(y) or not len(y):
             raise InputError("X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1")
-        if not bool(torch.isfinite(X).all()):
+        if on_disk:
+            X = Centred(X, len(y), dtype)
+        elif not bool(torch.isfinite(X).all()):
             raise InputError("X", "an array with NaN or infinity", "finite")
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.n_features_in_ = X.shape[1]

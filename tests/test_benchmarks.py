@@ -20,6 +20,11 @@ SMALL = {
     "memory": (SHAPE, ["peak / state: "]),
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
+    "disk_training": (
+        ["--parts", "limit,time,agreement", "--nodes", "200", "--time-nodes", "80", "--inputs", "12", "--hidden", "8",
+         "--layers", "4", "--iterations", "2", "--repeat", "1"],
+        ["within the limit: yes", "1.0000 of the formula", "from disk / in memory: ", "| float64 | 2 |"],
+    ),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
 }
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pdadmm.disk.storage import Centred
 
 __all__ = ["Problem"]
 
@@ -14,10 +18,11 @@ __all__ = ["Problem"]
 class Problem:
     """X (N, n_0) on rank 0 and None on the others; y (N,) everywhere; rows are train, then val, then test.
 
-    ``parts`` maps "train", "val", "test" to their rows; a part may be empty but for "train".
+    X may lie on disk, for a storage to take. ``parts`` maps "train", "val", "test" to their rows; a part may be empty
+    but for "train".
     """
 
-    X: Tensor | None
+    X: Tensor | Centred | None
     y: Tensor
     inputs: int
     classes: int

@@ -19,7 +19,10 @@ from pdadmm.admm.network import Network
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
+from pdadmm.admm.streamed import StreamedNetwork
+from pdadmm.admm.streamed_first import StreamedFirst
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
+from pdadmm.disk.storage import Storage
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
@@ -48,7 +51,7 @@ class ADMMSolver:
 
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
     the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
-    ``saver`` writes checkpoints, and may have one to go on from.
+    ``saver`` writes checkpoints, and may have one to go on from; with a ``storage`` X and the state lie on disk.
     After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
     ``first`` (rank 0) and ``weights`` (layers above the first).
     """
@@ -62,6 +65,7 @@ class ADMMSolver:
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         first: Any = None,
         saver: Saver | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.problem, self.settings, self.transport = problem, settings, transport
         self.eval_every, self.watch = eval_every, watch
@@ -72,7 +76,7 @@ class ADMMSolver:
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
         self.history, self.stages, self.clock = History(), [], Clock()
         self.weights: Weights = {}
-        self.first, self.saver = first, saver
+        self.first, self.saver, self.storage = first, saver, storage
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
@@ -151,15 +155,18 @@ class ADMMSolver:
         last = stage.ended and stage.number + 1 == len(self.settings.stages)
 
         def layers() -> dict[int, State]:
-            network.finish()
             best = [prefixed("best", weights) for weights in stage.best.weights]
-            return {layer.index: layer.state() | own for layer, own in zip(network.layers, best)}
+            return {layer.index: state | own for layer, state, own in zip(network.layers, network.states(), best)}
 
         def run() -> dict[str, Any]:
             state = run_state(stage, self.history, self.stages, self.clock, self.transport)
-            return state | {"rho": self.penalties.rho, "schedule": self.schedule.state()}
+            state |= {"rho": self.penalties.rho, "schedule": self.schedule.state()}
+            return state | ({} if self.storage is None else {"files": self.storage.record()})
 
         self.saver.step(len(self.history), last, layers, run)
+        if self.storage is not None and self.saver.written != len(self.history):
+            # the next iteration would write over the state that the last checkpoint counts on
+            raise OSError(f"no checkpoint could be written to {self.storage.folder}; resume goes on from the last one")
 
     def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
         """Build the stage of a checkpoint and bring it to where that was written, on any number of ranks."""
@@ -169,7 +176,10 @@ class ADMMSolver:
         own = {layer: saved.layer(layer) for layer in self.placement[self.transport.rank]}
         self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
         network = self._build(state["stage"]["number"], depth, self.placement)
-        network.restore(lambda layer: own.get(layer) or saved.layer(layer))
+        if self.storage is None:
+            network.restore(lambda layer: own.get(layer) or saved.layer(layer))
+        else:
+            network.go_on(own, state["files"], state["stage"]["ended"])
         self.clock.stop()
         stage, self.history, self.stages = restore_run(state, self.clock, self.transport)
         stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
@@ -200,20 +210,27 @@ class ADMMSolver:
     def _start_first_layer(self, widths: list[int]) -> None:
         """Choose the form of the first layer; rank 0 factors it and draws W_1."""
         s, nodes = self.settings, self.problem.nodes
-        form = choose_first_layer(s.first_layer, nodes, widths[0])
-        self.first_cost = form.cost(nodes, widths[0], widths[1])
-        if self.transport.rank == 0:
-            if self.first is None:
+        if self.storage is not None:
+            self.first = StreamedFirst(s.first_layer, self.storage, s.kappa_first)
+            self.first_cost, squared = 0.0, self.first.squared
+        else:
+            form = choose_first_layer(s.first_layer, nodes, widths[0])
+            self.first_cost = form.cost(nodes, widths[0], widths[1])
+            if self.transport.rank == 0 and self.first is None:
                 self.first = form(self.problem.X, nodes, s.kappa_first)
+            squared = squared_norm(self.first.p) if self.transport.rank == 0 else 0.0
+        if self.transport.rank == 0:
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
-            length = math.sqrt(squared_norm(self.first.p) / nodes) or 1.0
+            length = math.sqrt(squared / nodes) or 1.0
             weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
             self.first.set_weights(*weights)
 
-    def _build(self, number: int, depth: int, placement: list[range]) -> Network:
+    def _build(self, number: int, depth: int, placement: list[range]) -> Network | StreamedNetwork:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.transport.rank]]
         s = self.settings
         accelerate = ACCELERATIONS[s.acceleration](number)
+        if self.storage is not None:
+            return StreamedNetwork(layers, self.storage, number, self.problem, accelerate, self.transport.trace)
         return Network(layers, placement, self.problem.nodes, self.transport, s.quantizer, s.seed, accelerate)
 
     def _layer(self, index: int, last: bool) -> Layer:
@@ -221,9 +238,7 @@ class ADMMSolver:
             layer: Layer = FirstLayer(self.first, self.activation, self.penalties)
         else:
             W, b = self.weights[index]
-            form = self.settings.form
-            # Cholesky work grows as n^3, the products as V n^2
-            exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.problem.nodes)
+            exact = self.settings.solves_exactly(max(W.shape), self.problem.nodes)
             quantizer = self.settings.quantizer
             grid = quantizer.grid() if quantizer is not None and quantizer.constrained else None
             layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid)
@@ -236,9 +251,9 @@ class ADMMSolver:
         self._go_back(network, snapshot)
         self.shift = None
         if not self.activation.idempotent and network.depth < self.settings.layers:
-            h = network.last_input(len(self.problem.y))
+            lowest = network.lowest_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
-            own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)
+            own = None if lowest is None else 2.0 * (-lowest).clamp_min(0.0)
             self.shift = next(part for part in self.transport.allgather(own) if part is not None)
 
     def _go_back(self, network: Network, snapshot: list[State]) -> None:
@@ -300,9 +315,7 @@ class ADMMSolver:
     def _evaluate(self, network: Network) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
         self.transport.trace.mark("evaluate")
-        logits = network.forward(len(self.problem.y))
-        own = None if logits is None else self.problem.scores(logits)
-        parts = self.transport.allgather(own, "evaluation")
+        parts = self.transport.allgather(network.scores(self.problem), "evaluation")
         return next(part for part in parts if part is not None)
 
     def _judge(self, network: Network, row: dict[str, Any], best: Best) -> None:

@@ -50,6 +50,8 @@ def run(arguments: list[str]) -> int:
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
+        if solver.streams:
+            checkpoints |= {"memory": given.memory, "scratch": given.scratch}
         estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
@@ -76,6 +78,10 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     if preset is not None:
         add_preset_flag(parser)
     add_parameter_flags(parser, flags(solver), preset=preset)
+    if solver.streams:
+        disk = parser.add_argument_group("training from disk")
+        disk.add_argument("--memory", metavar="SIZE", help="limit on memory beyond the graph's, such as 2GiB")
+        disk.add_argument("--scratch", metavar="DIR", help="folder for what does not fit, and for checkpoints")
     out = parser.add_argument_group("results")
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
