@@ -271,11 +271,11 @@ PARTS = {"limit": limit, "time": times, "agreement": agreement, "kills": kills}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
-        ("nodes", 240_000), ("inputs", 256), ("hidden", 128), ("layers", 10), ("iterations", 3),
+        ("nodes", 120_000), ("inputs", 256), ("hidden", 128), ("layers", 10), ("iterations", 3),
         ("time-nodes", 40_000), ("kill-nodes", 20_000), ("kills", 20), ("repeat", 3), ("seed", 0),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", type=int, default=256 * MIB, help="bytes")
+    parser.add_argument("--memory", type=int, default=128 * MIB, help="bytes")
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS))
     given = parser.parse_args()

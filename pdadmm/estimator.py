@@ -84,7 +84,6 @@ class NodeClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
-    saves = False  # whether this solver writes checkpoints
     streams = False  # whether this solver trains from disk
 
     def fit(
@@ -134,16 +133,14 @@ class NodeClassifier:
             saver, about = Saver(scratch, 1, resume, transport, "scratch"), {"memory": limit.limit}
         if saver is not None:
             saver.open(settings, lambda: _described(graph, y) | about)
-        more: dict[str, Any] = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
-        if limit is not None:
-            more["storage"] = self._storage(problem, settings, Path(scratch), limit)
+        more = {} if limit is None else {"storage": self._storage(problem, settings, Path(scratch), limit)}
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         if trace is not None:
             transport.trace = trace
             trace.start(transport)
         try:
             with saver.watching() if saver is not None else contextlib.nullcontext():
-                outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
+                outcome = self._train(problem, settings, transport, watch or (lambda row: None), saver, **more)
         except InputError as error:
             if transport.size == 1:
                 raise
@@ -195,8 +192,6 @@ class NodeClassifier:
             if resume:
                 raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
             return None
-        if not self.saves:
-            raise InputError("checkpoint", str(folder), f"left out: {type(self).__name__} writes none")
         return Saver(folder, every, resume, transport)
 
     @staticmethod

@@ -40,7 +40,6 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     True
     """
 
-    saves = True
     streams = True
 
     @classmethod
