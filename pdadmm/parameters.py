@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "closed_fraction",
     "fraction",
     "instance_of",
+    "memory_size",
     "non_negative",
     "number",
     "one_of",
@@ -115,6 +117,21 @@ def optional(check: Check) -> Check:
         accept=lambda value: None if value is None else check.accept(value),
         allowed=check.allowed + ", or None",
     )
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _accept_size(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip().lower(), re.ASCII)
+    size = int(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
+    if isinstance(value, bool) or size < 1:
+        raise ValueError
+    return size
+
+
+memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")
 
 
 def _accept_stages(value: Any) -> tuple[int, ...]:
