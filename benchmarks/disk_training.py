@@ -32,9 +32,9 @@ from pdadmm.admm.estimator import largest_state
 from pdadmm.admm.problem import Problem
 from pdadmm.disk import storage as storage_module
 from pdadmm.disk.blocks import DiskArray, NewArray
-from pdadmm.disk.limits import peak_rss_bytes, rss_bytes
 from pdadmm.disk.state import Layout
 from pdadmm.disk.storage import Storage
+from pdadmm.files import peak_rss_bytes, resident_bytes
 
 MIB = 1 << 20
 CLASSES = 10
@@ -98,7 +98,7 @@ def weights_of(run: PDADMMG) -> dict:
 
 
 def limit(given: argparse.Namespace, folder: Path) -> None:
-    before = rss_bytes()
+    before = resident_bytes()
     y = in_a_process_of_its_own(lambda: make_features(folder / "X.npy", given.nodes, given.inputs), folder / "y")
     with DiskArray(folder / "X.npy") as X:
         run = PDADMMG(**settings(given, eval_every=given.iterations))

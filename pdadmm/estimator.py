@@ -16,9 +16,11 @@ import torch
 from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
-from pdadmm.disk.limits import Limit, peak_rss_bytes
+from pdadmm.disk.augmented import AugmentedFolder
+from pdadmm.disk.limits import Limit
 from pdadmm.disk.storage import Centred, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
+from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
 from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
@@ -58,7 +60,7 @@ def _real_matrix(X: Any) -> np.ndarray:
 
 def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
     """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
-    if isinstance(graph, Graph):
+    if isinstance(graph, (Graph, AugmentedFolder)):
         sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
         sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
         return sizes | {"fingerprint": graph.fingerprint()}
@@ -99,8 +101,9 @@ class NodeClassifier:
         memory: int | str | None = None,
         scratch: str | os.PathLike | None = None,
     ) -> NodeClassifier:
-        """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,); X may be a matrix read by rows.
+        """Train on a Graph with splits, on a folder that `pdadmm augment` made, or on arrays X (V, n_0) and y (V,).
 
+        X may be a matrix read by rows, where ``memory`` is given.
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
         passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
         records what takes the time. ``checkpoint``: a folder for checkpoints, one every ``checkpoint_every``
@@ -195,7 +198,7 @@ class NodeClassifier:
         return Saver(folder, every, resume, transport)
 
     @staticmethod
-    def _graph_rows(graph: Graph) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
+    def _graph_rows(graph: Graph | AugmentedFolder) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
         """Return the labelled nodes (train, val, test), their classes, and the parts' rows."""
         if graph.splits is None:
             remedy = "use graph.with_splits(make_splits(graph, 'random:20')), or --split"
@@ -263,7 +266,7 @@ class NodeClassifier:
         self, graph: Graph | Any, y: Any = None, sample_weight: Any = None, split: str = "test"
     ) -> float:
         """Return the accuracy on one split of a Graph, or on arrays X, y."""
-        if not isinstance(graph, Graph):
+        if not isinstance(graph, (Graph, AugmentedFolder)):
             if y is None:
                 raise InputError("y", None, "given with an array of features")
             return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
@@ -315,7 +318,7 @@ class GraphClassifier(NodeClassifier):
 
     def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
         """Return what the solver trains on, the shift taken off X, and the seconds of augmentation."""
-        if isinstance(graph, Graph):
+        if isinstance(graph, (Graph, AugmentedFolder)):
             if y is not None:
                 raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
             rows, labels, parts = self._graph_rows(graph)
@@ -327,13 +330,17 @@ class GraphClassifier(NodeClassifier):
         self._check_patience(settings, parts)
         self.augmenter_ = None
         seconds = 0.0
-        if isinstance(graph, Graph):
+        if isinstance(graph, (Graph, AugmentedFolder)):
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
-            if transport.rank == 0:
-                began = time.perf_counter()
+            began = time.perf_counter()
+            if isinstance(graph, AugmentedFolder):
+                self.augmenter_ = graph.same_augmenter(self.augmenter_)
+                if transport.rank == 0:
+                    X = torch.from_numpy(graph.read(rows))
+            elif transport.rank == 0:
                 X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
-                seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
         else:
             inputs = X.shape[1]
         shift = None
@@ -394,6 +401,8 @@ class GraphClassifier(NodeClassifier):
             if self.augmenter_ is None:
                 raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
             graph = self.augmenter_.transform(graph)
+        elif isinstance(graph, AugmentedFolder):
+            graph = graph.read()
         dtype = self.model_.layers[0].weight.dtype
         X = torch.as_tensor(_real_matrix(graph), dtype=dtype)
         if X.shape[1] != self.model_.widths[0]:

@@ -5,15 +5,42 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush_folder", "is_number", "memory_bytes", "parse_json", "regular_file", "replace_file", "write_to_disk"]
+__all__ = [
+    "flush_folder",
+    "is_number",
+    "memory_bytes",
+    "parse_json",
+    "peak_rss_bytes",
+    "regular_file",
+    "replace_file",
+    "resident_bytes",
+    "write_to_disk",
+]
 
 
 def memory_bytes() -> int:
     """Return the main memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Return what of this process is in memory now, in bytes; where the system does not say, the most that ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return peak_rss_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def regular_file(path: str | os.PathLike) -> Path:

@@ -100,7 +100,7 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
         return read_npz(text, own_split=known.split if known else "file")
     name, _, rest = text.partition(":")
     row = DATASETS.get(name)
-    if row is None and Path(text).is_dir():
+    if row is None and text and Path(text).is_dir():
         from pdadmm.disk.graph import DiskGraph  # it needs this package's readers
 
         with DiskGraph(text) as graph:

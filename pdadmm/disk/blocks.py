@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,12 +25,16 @@ from pdadmm.files import flush_folder
 __all__ = [
     "DiskArray",
     "NewArray",
+    "RawArray",
     "Traffic",
     "block_rows",
     "checked_blocks",
+    "checked_rows",
     "copy_array",
     "fetch",
     "forget",
+    "raw",
+    "read_ahead",
     "read_into",
     "write_from",
 ]
@@ -36,38 +42,49 @@ __all__ = [
 HEADER_BYTES = 65536  # far more than an .npy header has
 BLOCK_BYTES = 16 << 20  # about what one checksum covers
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
 
 @dataclass
 class Traffic:
-    """Bytes read from and written to files."""
+    """Bytes read from and written to files, counted from any thread."""
 
     read: int = 0
     written: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, read: int = 0, written: int = 0) -> None:
+        """Count more bytes."""
+        with self._lock:
+            self.read += read
+            self.written += written
 
 
-def _bytes(array: np.ndarray) -> memoryview:
+def raw(array: np.ndarray) -> memoryview:
+    """Return the bytes of a C-contiguous array."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def read_into(file: int, array: np.ndarray, offset: int, traffic: Traffic | None = None) -> None:
     """Fill a C-contiguous array from byte ``offset`` of an open file; OSError where it ends before."""
-    view, filled = _bytes(array), 0
+    view, filled = raw(array), 0
     while filled < len(view):
         count = os.preadv(file, [view[filled:]], offset + filled)
         if count == 0:
             raise OSError(None, "the file ends too early")
         filled += count
     if traffic is not None:
-        traffic.read += filled
+        traffic.add(read=filled)
 
 
 def write_from(file: int, array: np.ndarray, offset: int, traffic: Traffic | None = None) -> None:
     """Write a C-contiguous array at byte ``offset`` of an open file; OSError where the disk takes no more."""
-    view, done = _bytes(array), 0
+    view, done = raw(array), 0
     while done < len(view):
         done += os.pwritev(file, [view[done:]], offset + done)
     if traffic is not None:
-        traffic.written += done
+        traffic.add(written=done)
 
 
 def forget(file: int, offset: int = 0, size: int = 0) -> None:
@@ -90,6 +107,22 @@ def block_rows(shape: tuple[int, ...], itemsize: int) -> int:
     """
     row = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
     return max(1, min(shape[0], BLOCK_BYTES // row))
+
+
+def read_ahead(jobs: Iterable[Job], read: Callable[[Job, int], Result]) -> Iterator[Result]:
+    """Yield read(job, 0), read(job, 1), read(job, 0), ..: each while the one before it is in use.
+
+    The second argument numbers one of two pieces of memory that ``read`` may fill.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="pdadmm-read") as pool:
+        pending = None
+        for number, job in enumerate(jobs):
+            coming = pool.submit(read, job, number % 2)
+            if pending is not None:
+                yield pending.result()
+            pending = coming
+        if pending is not None:
+            yield pending.result()
 
 
 class DiskArray:
@@ -125,8 +158,11 @@ class DiskArray:
         """Bytes of one row."""
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
-    def rows(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Return rows ``start`` to ``stop`` in memory of their own, or in ``out`` of that shape and type."""
+    def rows(self, start: int, stop: int, out: np.ndarray | None = None, again: bool = False) -> np.ndarray:
+        """Return rows ``start`` to ``stop`` in memory of their own, or in ``out`` of that shape and type.
+
+        ``again``: they will be read again, so that the system may keep them.
+        """
         assert 0 <= start <= stop <= self.shape[0]
         if out is None:
             out = np.empty((stop - start, *self.shape[1:]), self.dtype)
@@ -137,21 +173,13 @@ class DiskArray:
             read_into(self.file, out, offset, self.traffic)
         except OSError as error:
             raise InputError("file", str(self.path), "a file that can be read", error.strerror or "") from None
-        forget(self.file, offset, out.nbytes)
+        if not again:
+            forget(self.file, offset, out.nbytes)
         return out
 
     def fetch(self, start: int, stop: int) -> None:
         """Let the system read these rows ahead."""
         fetch(self.file, self.data_start + start * self.row_bytes, (stop - start) * self.row_bytes)
-
-    def blocks(self, rows: int | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (start, stop, those rows) from the first row to the last; the memory is used again for the next."""
-        rows = block_rows(self.shape, self.dtype.itemsize) if rows is None else max(1, rows)
-        memory = np.empty((min(rows, self.shape[0]), *self.shape[1:]), self.dtype)
-        for start in range(0, self.shape[0], rows):
-            stop = min(start + rows, self.shape[0])
-            self.fetch(stop, min(stop + rows, self.shape[0]))
-            yield start, stop, self.rows(start, stop, memory[: stop - start])
 
     def close(self) -> None:
         """Close the file."""
@@ -164,6 +192,23 @@ class DiskArray:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class RawArray(DiskArray):
+    """A file of bare numbers, ``columns`` a row and no header, read as DiskArray is. Raises InputError alike."""
+
+    def __init__(self, path: str | os.PathLike, columns: int, kind: str, traffic: Traffic | None = None) -> None:
+        self.path, self.traffic, self.dtype, self.data_start = Path(path), traffic or Traffic(), np.dtype(kind), 0
+        try:
+            self.file = os.open(self.path, os.O_RDONLY)
+            size = os.fstat(self.file).st_size
+        except OSError as error:
+            raise InputError("file", str(path), "a file that can be read", error.strerror or "") from None
+        rows, rest = divmod(size, columns * self.dtype.itemsize)
+        self.shape = (rows, columns)
+        if rest:
+            self.close()
+            raise InputError("file", f"{path} of {size} bytes", f"rows of {columns} numbers of {kind}")
 
 
 class NewArray:
@@ -212,7 +257,7 @@ class NewArray:
             number, place = divmod(start + done, self.block)
             assert place == self._filled.get(number, 0), "blocks are filled from their start"
             part = rows[done : done + self.block - place]
-            self.crcs[number] = zlib.crc32(_bytes(part), self.crcs.get(number, 0))
+            self.crcs[number] = zlib.crc32(raw(part), self.crcs.get(number, 0))
             self._filled[number] = place + len(part)
             done += len(part)
 
@@ -250,13 +295,27 @@ def entry_of(shape: tuple[int, ...], dtype: Any, block: int, crcs: list[int]) ->
     return {"shape": list(shape), "dtype": np.dtype(dtype).name, "block": block, "crc32": crcs}
 
 
+def checked_rows(array: DiskArray, entry: dict[str, Any], start: int, out: np.ndarray) -> np.ndarray:
+    """Fill ``out`` with one block of a file and return it; InputError where it differs from its checksum."""
+    stop = start + len(out)
+    assert start % entry["block"] == 0
+    assert stop == min(start + entry["block"], array.shape[0])
+    if zlib.crc32(raw(array.rows(start, stop, out))) != entry["crc32"][start // entry["block"]]:
+        value = f"{array.path}, rows {start} to {stop - 1}"
+        raise InputError("file", value, "what its checksum says", "it was damaged or changed: make it again")
+    return out
+
+
 def checked_blocks(array: DiskArray, entry: dict[str, Any]) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield the blocks of a file as ``DiskArray.blocks`` does; InputError for one that differs from its checksum."""
-    for start, stop, rows in array.blocks(entry["block"]):
-        if zlib.crc32(_bytes(rows)) != entry["crc32"][start // entry["block"]]:
-            value = f"{array.path}, rows {start} to {stop - 1}"
-            raise InputError("file", value, "what its checksum says", "it was damaged or changed: make it again")
-        yield start, stop, rows
+    """Yield (start, stop, rows) of every block of a file, checked; the memory is used again for the next but one."""
+    block, V = entry["block"], array.shape[0]
+    memory = [np.empty((min(block, V), *array.shape[1:]), array.dtype) for _ in range(2)]
+
+    def read(start: int, number: int) -> tuple[int, int, np.ndarray]:
+        stop = min(start + block, V)
+        return start, stop, checked_rows(array, entry, start, memory[number][: stop - start])
+
+    yield from read_ahead(range(0, V, block), read)
 
 
 def copy_array(array: np.ndarray, path: Path, traffic: Traffic | None = None) -> dict[str, Any]:

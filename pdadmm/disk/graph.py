@@ -114,10 +114,6 @@ class DiskGraph:
         found = {name: self._arrays[name].rows(0, self._arrays[name].shape[0]) for name in SPLIT_NAMES}
         return check_splits(found, self.labels())
 
-    def adjacency_rows(self, indptr: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Return the columns of rows ``start`` to ``stop``, not checked; ``indptr`` is the whole one."""
-        return self.indices.rows(int(indptr[start]), int(indptr[stop]))
-
     def check(self) -> None:
         """Read every file once, in blocks, and raise InputError where one is damaged or breaks the format's rules."""
         self.check_adjacency(self.indptr())
@@ -207,16 +203,18 @@ def scrambled(numbers: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def row_blocks(indptr: np.ndarray, entries: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows with at most ``entries`` entries each, or of one row that has more.
+def row_blocks(
+    indptr: np.ndarray, entries: int, first: int = 0, last: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield ranges of at most ``entries`` rows with as many entries, or of one row that has more, from ``first`` on.
 
     >>> list(row_blocks(np.array([0, 2, 3, 9, 10]), 4))
     [(0, 2), (2, 3), (3, 4)]
     """
-    start, V = 0, len(indptr) - 1
-    while start < V:
+    start, last = first, len(indptr) - 1 if last is None else last
+    while start < last:
         stop = int(np.searchsorted(indptr, indptr[start] + entries, side="right")) - 1
-        stop = min(max(stop, start + 1), V)
+        stop = min(max(stop, start + 1), start + entries, last)
         yield start, stop
         start = stop
 
@@ -247,17 +245,17 @@ def open_listed(folder: Path, name: str, header: dict[str, Any], traffic: Traffi
     raise InputError("dataset", value, "as the folder's JSON lists it", "it was changed: make the folder again")
 
 
-def new_folder(path: str | os.PathLike, *names: str) -> Path:
-    """Make the folder to write to; InputError where it cannot be, or has one of the files ``names`` already."""
+def new_folder(path: str | os.PathLike) -> Path:
+    """Make the folder of a graph; InputError where it cannot be, or has more than what a killed conversion leaves."""
     folder = Path(path)
-    for name in names:
-        if (folder / name).exists():
-            value = f"{folder}, which has a {name}"
-            raise InputError("out", value, "a new or empty folder", "remove it or name another")
+    left = {f"{name}.npy{end}" for name in (*FILES, *SPLIT_NAMES) for end in ("", ".partial")} | {"work"}
     try:
         folder.mkdir(exist_ok=True)
+        other = sorted(entry.name for entry in folder.iterdir() if entry.name not in left)
     except OSError as error:
         raise InputError("out", str(folder), "a folder that can be made", error.strerror or "") from None
+    if other:
+        raise InputError("out", f"{folder}, which has {other[0]}", "a new or empty folder", "remove it or name another")
     if not os.access(folder, os.W_OK):
         raise InputError("out", str(folder), "a folder that can be written to")
     return folder
@@ -279,7 +277,7 @@ def write_graph(graph: Graph, path: str | os.PathLike, traffic: Traffic | None =
     if graph.weights is not None or not graph.is_undirected:
         value = f"{graph!r} with weights" if graph.weights is not None else f"{graph!r}, directed"
         raise InputError("graph", value, "undirected and without weights", "pass it through Graph.from_edges")
-    folder = new_folder(path, HEADER)
+    folder = new_folder(path)
     arrays = {"indptr": graph.indptr, "indices": graph.indices, "labels": graph.labels} | (graph.splits or {})
     files = {name: copy_array(array, folder / f"{name}.npy", traffic) for name, array in arrays.items()}
     new = NewArray(folder / "features.npy", graph.features.shape, np.float32, traffic)
