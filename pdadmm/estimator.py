@@ -18,7 +18,7 @@ from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.limits import Limit
-from pdadmm.disk.storage import Centred, by_rows, is_read_by_rows, row_ranges
+from pdadmm.disk.rows import Centred, FolderRows, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
@@ -123,12 +123,13 @@ class NodeClassifier:
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
-        if limit is not None and not isinstance(graph, Graph):
+        if limit is not None and not isinstance(graph, (Graph, AugmentedFolder)):
             graph = graph if is_read_by_rows(graph) else by_rows(_real_matrix(graph))
         elif is_read_by_rows(graph):
             raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
+        on_disk = {} if limit is None else {"on_disk": True}  # only a GraphClassifier knows it
         problem, shift, seconds_augmentation = together(
-            transport, lambda: self._problem(settings, graph, y, transport)
+            transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
         )
         saver = self._saver(checkpoint, checkpoint_every, resume, transport) if limit is None else None
         about: dict[str, Any] = {}
@@ -316,12 +317,20 @@ class GraphClassifier(NodeClassifier):
     heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
     scaling: str = param("hop-std", one_of(tuple(SCALINGS)), "scaling of the augmented features")
 
-    def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
-        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation."""
+    def _problem(
+        self, settings, graph, y, transport: Transport, on_disk: bool = False
+    ) -> tuple[Problem, np.ndarray | None, float]:
+        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation.
+
+        With ``on_disk`` X stays in the folder of augmented features, where such was given.
+        """
         if isinstance(graph, (Graph, AugmentedFolder)):
             if y is not None:
                 raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
             rows, labels, parts = self._graph_rows(graph)
+            if on_disk:  # in the order of the file, within each part
+                rows = np.concatenate([np.sort(rows[part]) for part in parts.values()])
+                labels = graph.labels[rows].astype(np.int64)
             self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
         else:
             X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
@@ -336,7 +345,10 @@ class GraphClassifier(NodeClassifier):
             began = time.perf_counter()
             if isinstance(graph, AugmentedFolder):
                 self.augmenter_ = graph.same_augmenter(self.augmenter_)
-                if transport.rank == 0:
+                if on_disk:
+                    nodes = parts["train"].stop
+                    X = Centred(FolderRows(graph, rows), nodes, getattr(torch, settings.dtype))
+                elif transport.rank == 0:
                     X = torch.from_numpy(graph.read(rows))
             elif transport.rank == 0:
                 X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))

@@ -11,8 +11,9 @@ from pdadmm import InputError
 from pdadmm.checkpoint import DamagedError
 from pdadmm.disk import storage
 from pdadmm.disk.blocks import DiskArray, Traffic
+from pdadmm.disk.rows import Centred, by_rows
 from pdadmm.disk.state import ALIGNMENT, Layout, StateFiles
-from pdadmm.disk.storage import Centred, Storage, by_rows, fixed_bytes, state_columns
+from pdadmm.disk.storage import Storage, fixed_bytes, state_columns
 
 MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 COLUMNS = st.dictionaries(st.sampled_from(["z0", "q0", "p1", "z1", "last_z0"]), st.integers(1, 9), min_size=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdadmm import PDADMMG, PDADMMGQ, Adam, DivergenceError, InputError, csbm
+from pdadmm import PDADMMG, PDADMMGQ, Adam, Augmenter, DivergenceError, InputError, csbm, make_splits
 from pdadmm.cli import main
+from pdadmm.disk import rows as disk_rows
 from pdadmm.disk import state as state_files
 from pdadmm.disk import storage
+from pdadmm.disk.augment import Request, augment_folder
+from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.blocks import DiskArray
+from pdadmm.disk.graph import DiskGraph, write_graph
 from pdadmm.disk.state import Layout
 from pdadmm.disk.storage import state_columns
 
@@ -145,6 +150,24 @@ def test_features_on_disk_give_the_same_bits(tmp_path):
             PDADMMG(**SMALL).fit(on_disk, Y)  # in memory it must be an array
 
 
+@pytest.mark.parametrize("rows", ["labelled", "all"])
+def test_a_folder_of_augmented_features_gives_the_run_on_the_graph(tmp_path, monkeypatch, rows):
+    """From the graph's file to the trained network nothing needs to fit in memory."""
+    monkeypatch.setattr(disk_rows, "block_rows", lambda shape, size: 9)
+    monkeypatch.setattr(disk_rows, "NUMBERS_AT_ONCE", 200)
+    write_graph(GRAPH, tmp_path / "graph")
+    wanted = Augmenter(hops=1, scaling="hop-std", dtype="float64")
+    with DiskGraph(tmp_path / "graph") as graph:
+        augment_folder(graph, Request(wanted, rows, "random:5", 0, 1 << 30), tmp_path / "augmented")
+    same = GRAPH.with_splits(make_splits(GRAPH, "random:5", 0))
+    memory = PDADMMG(**SMALL, first_layer="gram", dtype="float64").fit(same)
+    with AugmentedFolder(tmp_path / "augmented") as folder:
+        disk = PDADMMG(**SMALL, dtype="float64").fit(folder, memory=MEMORY, scratch=tmp_path / "run")
+    close(memory, disk, 1e-8)
+    assert disk.score(same) == memory.score(same)
+    assert disk.summary_["val_accuracy"] == memory.summary_["val_accuracy"]
+
+
 def test_divergence_is_named_alike(tmp_path):
     wild = SMALL | {"nu": 1e19, "rho": 1e-19, "acceleration": "none"}
     said = []
@@ -243,7 +266,7 @@ def test_torn_and_foreign_folders_are_refused(cut, tmp_path):
     def missing(folder: Path) -> None:
         (folder / "state-0").unlink()
 
-    for how, word in ((cut_short, "has 500 bytes"), (swapped, "is not what pass"), (missing, "No such file")):
+    for how, word in ((cut_short, "has 500 bytes"), (swapped, "is not what pass"), (missing, "state-0 is missing")):
         with pytest.raises(InputError, match=rf"scratch = .*{word}.*must be the folder as the run left it; remove"):
             resume(changed(how))
     for arguments, word in (
@@ -260,26 +283,36 @@ def test_torn_and_foreign_folders_are_refused(cut, tmp_path):
 
 def test_a_stage_that_begins_again_keeps_what_was_saved(cut):
     """After a divergence the stage begins anew from its best weights: the file of the checkpoint stays whole."""
-    saved = (cut / "state-0").read_bytes(), (cut / "state-1").read_bytes()
-    held = storage.Storage.sweep
-    targets = []
+    saved = [(cut / f"state-{file}").read_bytes() for file in (0, 1)]
+    held, targets, solver = storage.Storage.sweep, [], PDADMMG(**SMALL, on_divergence="backoff")
 
     def spoiled(self, write):
         if write:
             targets.append(self.saved)
+            if len(targets) == 3:
+                raise CutOff
         for nodes, X, state in held(self, write):
             if write and len(targets) == 1:
                 state["z1"].fill_(float("nan"))
             yield nodes, X, state
-            if write and len(targets) == 3:
-                raise CutOff
 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutOff):
         patch.setattr(storage.Storage, "sweep", spoiled)
-        resume(cut, PDADMMG(**SMALL, on_divergence="backoff"))
-    assert targets[0] == targets[1]  # the pass that diverged, and the first one after it, left this file alone
-    assert len(targets) == 3
-    del saved
+        resume(cut, solver)
+    assert targets == [targets[0], targets[0], 1 - targets[0]]  # the first iteration after it is what is saved then
+    assert (cut / f"state-{targets[0]}").read_bytes() == saved[targets[0]]
+    assert len(resume(cut, solver).history_) == 8
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
+    """Files may grow to a size that X has and the state has not; the state's room is taken as its stage begins."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(InputError, match=r"scratch = .*: must be on a disk that takes the data"):
+            PDADMMG(**SMALL | {"hidden": 60, "stages": (3,)}).fit(X, Y, memory=MEMORY, scratch=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_cannot_be_is_refused(tmp_path):
@@ -317,8 +350,9 @@ def test_the_command_line(tmp_path, capsys):
 
 def test_killed_runs_go_on(tmp_path):
     """Kill -9 at random moments, in processes of their own; the benchmark does it twenty times."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "disk_training.py"), "--parts", "kills", "--kills", "3",
-               "--kill-nodes", "300", "--hidden", "8", "--inputs", "12", "--scratch", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    sizes = {"kills": 3, "kill-nodes": 300, "hidden": 8, "inputs": 12, "layers": 3, "iterations": 2}
+    flags = ["--parts=kills", *(f"--{name}={value}" for name, value in sizes.items())]
+    command = [sys.executable, str(ROOT / "benchmarks" / "disk_training.py"), *flags, "--scratch", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "3 kills, the same result: yes" in done.stdout

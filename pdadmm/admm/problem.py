@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pdadmm.disk.storage import Centred
+    from pdadmm.disk.rows import Centred
 
 __all__ = ["Problem"]
 

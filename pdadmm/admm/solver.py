@@ -23,7 +23,7 @@ from pdadmm.admm.streamed import StreamedNetwork
 from pdadmm.admm.streamed_first import StreamedFirst
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.disk.storage import Storage
-from pdadmm.errors import DivergenceError
+from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.transport import Transport
@@ -166,7 +166,8 @@ class ADMMSolver:
         self.saver.step(len(self.history), last, layers, run)
         if self.storage is not None and self.saver.written != len(self.history):
             # the next iteration would write over the state that the last checkpoint counts on
-            raise OSError(f"no checkpoint could be written to {self.storage.folder}; resume goes on from the last one")
+            allowed = "a folder with room for checkpoints"
+            raise InputError("scratch", str(self.storage.folder), allowed, "resume goes on from the last one")
 
     def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
         """Build the stage of a checkpoint and bring it to where that was written, on any number of ranks."""

@@ -94,8 +94,10 @@ class StateFiles:
         self.reader, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.buffers = []  # given back before the next ones are taken
         for generation in (0, 1):
-            flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if new else 0)
-            self.files.append(os.open(self.folder / f"state-{generation}", flags, 0o666))
+            path, flags = self.folder / f"state-{generation}", os.O_RDWR | (os.O_CREAT | os.O_TRUNC if new else 0)
+            if not new and not path.exists():
+                raise DamagedError(f"{path.name} is missing")
+            self.files.append(os.open(path, flags, 0o666))
             if new and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.files[-1], 0, self.nbytes)
             elif new:

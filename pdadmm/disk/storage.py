@@ -7,20 +7,21 @@ import logging
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pdadmm.checkpoint import DamagedError
 from pdadmm.console import human_bytes
 from pdadmm.disk.blocks import DiskArray, NewArray, Traffic
+from pdadmm.disk.rows import Centred
 from pdadmm.disk.state import BUFFERS, Layout, StateFiles
 from pdadmm.errors import InputError
 
-__all__ = ["Centred", "Rows", "Storage", "by_rows", "is_read_by_rows", "row_ranges", "state_columns"]
+__all__ = ["Storage", "fixed_bytes", "state_columns"]
 
 log = logging.getLogger("pdadmm")
 
@@ -28,64 +29,6 @@ LEAST_BLOCK = 64  # nodes; thinner blocks would spend their time between the cal
 LARGEST_BLOCK = 16 << 20  # bytes of state; larger blocks fall out of the processor's cache and win nothing
 ALLOWANCE = 64 << 20  # bytes for what no formula knows: the allocator's leftovers, code pages, BLAS
 MIB = 1 << 20
-
-
-class Rows(Protocol):
-    """A matrix that is read by rows, such as pdadmm.disk.blocks.DiskArray."""
-
-    shape: tuple[int, ...]
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return rows ``start`` to ``stop``."""
-
-
-class _InMemory:
-    """An array in memory, as something that is read by rows."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.shape = array, array.shape
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return rows ``start`` to ``stop``."""
-        return self.array[start:stop]
-
-
-def is_read_by_rows(X: Any) -> bool:
-    """Whether X is Rows and no array: such as a file, which need not fit in memory."""
-    return hasattr(X, "rows") and not hasattr(X, "__array__")
-
-
-def by_rows(X: Any) -> Rows:
-    """Return X as something that is read by rows: itself, or around an array."""
-    return X if is_read_by_rows(X) else _InMemory(np.asarray(X))
-
-
-def row_ranges(X: Rows, stop: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of the rows up to ``stop``, a few MiB at a time."""
-    step = max(1, MIB // max(1, X.shape[1]))
-    yield from ((start, min(start + step, stop)) for start in range(0, stop, step))
-
-
-class Centred:
-    """The rows of a matrix as torch arrays of ``dtype``, less ``shift``, the mean of its first ``nodes`` rows.
-
-    Raises InputError where a number is not finite.
-    """
-
-    def __init__(self, source: Rows, nodes: int, dtype: torch.dtype) -> None:
-        self.source, self.shape, self.dtype = source, source.shape, dtype
-        self.shift = torch.zeros(self.shape[1], dtype=torch.float64)
-        for start, stop in row_ranges(source, self.shape[0]):
-            rows = torch.tensor(source.rows(start, stop), dtype=dtype)
-            if not bool(torch.isfinite(rows).all()):
-                raise InputError("X", f"NaN or infinity in rows {start} to {stop - 1}", "finite")
-            self.shift += rows[: max(0, nodes - start)].double().sum(0) / nodes
-
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of the first row, and rows, until all are through."""
-        for start, stop in row_ranges(self.source, self.shape[0]):
-            rows = torch.tensor(self.source.rows(start, stop), dtype=self.dtype)
-            yield start, rows.sub_(self.shift.to(self.dtype))
 
 
 def state_columns(widths: Sequence[int], stored_p: Sequence[int], accelerated: bool) -> dict[str, int]:
@@ -133,7 +76,20 @@ class Storage:
         self.stage: int | None = None
         self.block = self._plan(widths, columns)
         self.state = StateFiles(folder, nodes, self.block, self.run, self.traffic)
-        self._write_features(X)
+        with self._on_disk():
+            self._write_features(X)
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Turn what the system says of the folder into an InputError."""
+        try:
+            yield
+        except OSError as error:
+            value = f"{self.folder} ({error.strerror or error})"
+            raise InputError("scratch", value, "on a disk that takes the data") from None
+        except DamagedError as error:
+            remedy = "remove the folder to start again"
+            raise InputError("scratch", f"{self.folder} ({error})", "the folder as the run left it", remedy) from None
 
     # How large the blocks are
 
@@ -155,9 +111,9 @@ class Storage:
             allowed = f"on a disk with {human_bytes(needed)} free for X and two states; it has {human_bytes(free)}"
             raise InputError("scratch", str(self.folder), allowed)
         block = int(min((self.memory - fixed) // each, LARGEST_BLOCK // state, self.rows))
-        self.block = max(min(LEAST_BLOCK, self.rows), block)
-        log.info("%s on disk for X and two states, blocks of %d nodes", human_bytes(needed), self.block)
-        return self.block
+        block = max(min(LEAST_BLOCK, self.rows), block)
+        log.info("%s on disk for X and two states, blocks of %d nodes", human_bytes(needed), block)
+        return block
 
     def _old_features(self) -> int:
         path = self.folder / "features.npy"
@@ -192,7 +148,8 @@ class Storage:
     def begin(self, stage: int, columns: dict[str, int]) -> None:
         """Begin a stage, or begin it again: there is no state yet, and the file that a checkpoint counts on is kept."""
         if stage != self.stage:
-            self.state.open(Layout(columns, self.dtype), new=True)
+            with self._on_disk():
+                self.state.open(Layout(columns, self.dtype), new=True)
             self.stage, self.saved = stage, None
         self.current = None
 
@@ -200,19 +157,16 @@ class Storage:
         """Go on with the stage of a checkpoint; InputError where the files are not what it says."""
         self.run, self.number = bytes.fromhex(record["run"]), record["pass"]
         self.state.run = self.run
-        try:
+        with self._on_disk():
             self.state.open(Layout(columns, self.dtype), new=False)
             self.state.check(record["file"], self.number)
-        except (DamagedError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            remedy = "remove the folder to start again"
-            raise InputError("scratch", f"{self.folder} ({reason})", "the folder as the run left it", remedy) from None
         self.stage, self.current, self.saved = stage, record["file"], record["file"]
 
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint needs to find the state again, and count on it from now on."""
         assert self.current is not None  # there was an iteration
-        self.state.flush(self.current)
+        with self._on_disk():
+            self.state.flush(self.current)
         self.saved = self.current
         return {"run": self.run.hex(), "pass": self.number, "file": self.current}
 
@@ -225,8 +179,9 @@ class Storage:
         kept = self.current if self.saved is None else self.saved
         target = (0 if kept is None else 1 - kept) if write else None
         blocks = self.state.sweep(self.current, target, self.number + 1)
-        for (nodes, state), (_, X) in zip(blocks, self.X(self.nodes), strict=True):
-            yield nodes, X, state
+        with self._on_disk():
+            for (nodes, state), (_, X) in zip(blocks, self.X(self.nodes), strict=True):
+                yield nodes, X, state
         if write:
             self.current, self.number = target, self.number + 1
 
