@@ -4,9 +4,9 @@
     mpirun -n 2 python benchmarks/grid.py time                                     (about 4 min)
 
 agree: rank 0 trains alone, then the first G N ranks on each grid GxN. The network grows 2, 5, 10 as by default, 17
-iterations a stage; "1 iteration" is one of the full depth from random weights. Gaps are the largest difference of any
-entry, over the largest entry: of the array itself for W, p, z, q, of nu |q| for u and of |z| for b, which are small
-differences of these. "last bit": one process again with a p_1 larger by one unit in the last place: what rounding
+iterations a stage; "1 iteration" is one of the full depth from random weights. Gaps are Frobenius norms of differences
+over those of the array itself for W, p, z, q, over nu |q| for u and |z| (a row) for b, which are small differences of
+these; the worst layer's. "last bit": one process again with a p_1 larger by one unit in the last place: what rounding
 alone does. time: two ranks hold one network as 2x1 and one as 1x2, which iterate in turn.
 """
 
@@ -65,12 +65,13 @@ def train(estimator: PDADMMG, problem: Problem, transport: Transport) -> tuple[d
 
 
 def gaps(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], nu: float) -> dict[str, float]:
-    """Return the largest relative gap of each kind of array."""
+    """Return the largest relative gap of each kind of array, over the layers."""
     result: dict[str, float] = {}
     for name, array in expected.items():
         layer, kind = name.split(".")
-        beside = {"u": nu * expected.get(f"{layer}.q", 0.0), "b": expected[f"{layer}.z"]}.get(kind, array)
-        gap = np.abs(array.astype(float) - found[name]).max() / np.abs(beside).max()
+        beside = expected[{"u": f"{layer}.q", "b": f"{layer}.z"}.get(kind, name)]
+        scale = {"u": 1 / nu, "b": len(beside) ** 0.5}.get(kind, 1.0)  # b stands beside every row of z
+        gap = np.linalg.norm(array.astype(float) - found[name]) / np.linalg.norm(beside.astype(float)) * scale
         result[kind] = max(result.get(kind, 0.0), float(gap))
     return result
 
