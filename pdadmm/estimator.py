@@ -17,7 +17,7 @@ from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
-from pdadmm.disk.limits import Limit
+from pdadmm.disk.limits import limit_of
 from pdadmm.disk.rows import Centred, FolderRows, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes
@@ -26,7 +26,7 @@ from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import fraction, memory_size, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
 from pdadmm.saver import Saver
 from pdadmm.trace import Trace
 
@@ -118,7 +118,9 @@ class NodeClassifier:
         self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
-        limit = self._limit(memory, scratch, checkpoint, checkpoint_every, transport)
+        every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
+        others = {"checkpoint": checkpoint, "checkpoint_every": every}
+        limit = limit_of(type(self), memory, scratch, others, transport.size)
         threads = set_threads(settings.threads, transport)
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
@@ -170,26 +172,6 @@ class NodeClassifier:
             self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
         transport.close()
         return self
-
-    def _limit(self, memory: Any, scratch: Any, checkpoint: Any, every: Any, transport: Transport) -> Limit | None:
-        """Return the limit of memory that training from disk keeps to; None for a training in memory."""
-        if memory is None and scratch is None:
-            return None
-        if not self.streams:
-            name, value = ("scratch", str(scratch)) if memory is None else ("memory", memory)
-            raise InputError(name, value, f"left out: {type(self).__name__} trains in memory")
-        if memory is None or scratch is None:
-            raise InputError("memory, scratch", f"{memory}, {scratch}", "given both, or neither")
-        if checkpoint is not None:
-            raise InputError("checkpoint", str(checkpoint), "left out with memory", "scratch holds the checkpoints")
-        if every not in (1, CHECKPOINT_EVERY):
-            raise InputError("checkpoint_every", every, "left out with memory", "every iteration is kept")
-        if transport.size > 1:
-            raise InputError("memory", memory, "left out on several ranks", "start one process, or leave it out")
-        try:
-            return Limit(memory_size.accept(memory))
-        except (ValueError, TypeError, KeyError, OverflowError):
-            raise InputError("memory", memory, memory_size.allowed) from None
 
     def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
         if folder is None:

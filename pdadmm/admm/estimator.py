@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pdadmm.admm.acceleration import ACCELERATIONS
@@ -20,6 +21,7 @@ from pdadmm.disk.limits import Limit
 from pdadmm.disk.storage import Storage, state_columns
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
+from pdadmm.parallel.rank_grid import check_grid
 from pdadmm.parallel.transport import Transport
 from pdadmm.saver import Saver
 
@@ -30,7 +32,8 @@ __all__ = ["PDADMMG", "PDADMMGQ"]
 class PDADMMG(GraphClassifier, ADMMSettings):
     """A GA-MLP trained by pdADMM-G: gradient-free, all layers in parallel (Wang et al. 2022, Algorithm 1).
 
-    In one process, or under ``mpirun -n R`` with the layers spread over R <= L ranks, with the same result.
+    In one process, or under ``mpirun -n R`` with the layers spread over R <= L ranks, with the same result; with the
+    nodes cut into shards too (``grid``), on any number of ranks, the result is the same to rounding.
     The network grows through ``stages``; the model kept is the full-depth iteration of best validation
     accuracy (the last iteration without validation nodes).
 
@@ -58,10 +61,15 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
     def _checked(self, transport: Transport) -> ADMMSettings:
         settings = self.checked()
-        if transport.size > settings.layers:
-            remedy = f"start at most {settings.layers} ranks (mpirun -n {settings.layers})"
-            raise InputError("ranks", transport.size, f"at most layers = {settings.layers}", remedy)
+        check_grid(settings.grid, transport.size, settings.layers)
         return settings
+
+    def _problem(
+        self, settings, graph, y, transport: Transport, on_disk: bool = False
+    ) -> tuple[Problem, np.ndarray | None, float]:
+        problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
+        check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
+        return problem, shift, seconds
 
     def _train(
         self,
@@ -75,14 +83,13 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         solver = ADMMSolver(
             problem, settings, transport, settings.eval_every, watch, saver=saver, storage=storage
         ).run()
-        weights = dict(solver.weights)
-        if transport.rank == 0:
-            weights[0] = solver.first.weights()
         summary = solver.summary()
         if storage is not None:
             summary |= storage.summary()
             storage.remove()
-        return Outcome(weights, solver.history, solver.stages, summary)
+        outcome = Outcome(solver.best_weights(), solver.history, solver.stages, summary)
+        solver.close()
+        return outcome
 
     def _storage(self, problem: Problem, settings: ADMMSettings, folder: Path, limit: Limit) -> Storage:
         """Return where X and the state lie while training from disk; X leaves the memory."""

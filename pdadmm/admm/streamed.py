@@ -13,7 +13,7 @@ from torch import Tensor
 from pdadmm.admm.acceleration import next_step
 from pdadmm.admm.block import BlockUpdates, Tally, Weights
 from pdadmm.admm.layer import UPDATED, HiddenLayer, Terms
-from pdadmm.admm.problem import Problem
+from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.updates import update_W_b_exact, update_W_b_gradient
 from pdadmm.checkpoint import State
 from pdadmm.disk.storage import Storage, state_columns
@@ -66,7 +66,7 @@ class StreamedNetwork:
         self.columns = state_columns(widths, stored, accelerate)
         self.paces = [Pace() for _ in layers]
         self.updates = BlockUpdates(self.layers, storage.block, accelerate)
-        self.tally: Tally | None = None
+        self.sums: list[Any] = []  # Moments, one a layer
         self.made: tuple[float, ...] = ()  # what the sums were made with; () for none
         self.finite_p = [True] * self.depth
         self.begun = False
@@ -100,7 +100,7 @@ class StreamedNetwork:
 
     def _update_W_b(self) -> None:
         nu, mu = self.penalties.nu, self.penalties.mu
-        sums = self.tally.sums
+        sums = self.sums
         self.first.update(sums[0].zp, sums[0].z_sum)
         for layer, moments in zip(self.uppers, sums[1:]):
             self.finite_p[layer.index] = bool(torch.isfinite(moments.p_sum).all())
@@ -130,7 +130,7 @@ class StreamedNetwork:
         if starts:
             for layer in self.uppers:  # as HiddenLayer.start has it
                 layer.unit = tally.squares[layer.index] / layer.W.shape[1] or 1.0
-        self.tally, self.made = tally, self._premises()
+        self.sums, self.made = tally.sums, self._premises()
 
     def _advance(self, before: Sequence[Weights], now: Sequence[Weights]) -> None:
         """Bring all nodes through the iteration, and make the next sums."""
@@ -143,7 +143,7 @@ class StreamedNetwork:
             y = self.problem.y[nodes.start : nodes.stop]
             self.updates.advance(X, y, state, before, now, (self._betas(), likely), tally)
         self.measured = tally.ahead
-        self.tally, self.made = tally, (self.penalties.rho, *likely)
+        self.sums, self.made = tally.sums, (self.penalties.rho, *likely)
         for number, (pace, moves) in enumerate(zip(self.paces, extrapolated)):
             if moves and not pace.step(tally.measures[number]):
                 self.measured[number] = tally.plain[number]
@@ -183,12 +183,16 @@ class StreamedNetwork:
     def _affine(self) -> list[tuple[Tensor, Tensor]]:
         return [(self.first.W, self.first.b), *((layer.W, layer.b) for layer in self.uppers)]
 
-    def scores(self, problem: Problem) -> dict[str, float]:
-        """Return the accuracies of the composed network, a true forward pass."""
-        scores, (W, b) = Scores(problem), self._affine()[-1]
+    def tally(self, problem: Problem) -> dict[str, float]:
+        """Return what the composed network scores on the labelled nodes, added up over the blocks."""
+        (W, b), total = self._affine()[-1], dict[str, float]()
         for nodes, h in self._top_inputs(len(problem.y)):
-            scores.add(nodes.start, torch.addmm(b, h, W.mT))
-        return scores.result()
+            start, stop = nodes.start, nodes.stop
+            own = {name: slice(max(rows.start, start) - start, max(min(rows.stop, stop) - start, 0))
+                   for name, rows in problem.parts.items()}  # fmt: skip
+            found = tally(torch.addmm(b, h, W.mT), problem.y[start:stop], own)
+            total = {name: total.get(name, 0) + value for name, value in found.items()}
+        return total
 
     def lowest_input(self, nodes: int) -> Tensor:
         """Return the lowest value of each column of layer L's input, over the labelled nodes."""
@@ -221,30 +225,6 @@ class StreamedNetwork:
         if not ended:
             self.storage.go_on(self.number, self.columns, record)
             self.begun = True
-
-
-class Scores:
-    """What Problem.scores returns, added up over blocks of rows."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.hits, self.loss = dict.fromkeys(problem.parts, 0), 0.0
-
-    def add(self, start: int, logits: Tensor) -> None:
-        """Add the rows from number ``start`` on."""
-        for name, rows in self.problem.parts.items():
-            low, high = max(rows.start, start), min(rows.stop, start + len(logits))
-            if low < high:
-                own, y = logits[low - start : high - start], self.problem.y[low:high]
-                self.hits[name] += int((own.argmax(1) == y).sum())
-                if name == "val":
-                    self.loss += float(torch.nn.functional.cross_entropy(own.double(), y, reduction="sum"))
-
-    def result(self) -> dict[str, float]:
-        """Return accuracy of every non-empty part, and the mean cross-entropy of the validation part."""
-        sizes = {name: rows.stop - rows.start for name, rows in self.problem.parts.items()}
-        found = {f"{name}_accuracy": self.hits[name] / size for name, size in sizes.items() if size}
-        return found | ({"val_loss": self.loss / sizes["val"]} if sizes["val"] else {})
 
 
 def _finite(x: Tensor) -> bool:

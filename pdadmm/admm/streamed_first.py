@@ -56,5 +56,11 @@ class StreamedFirst:
         """Go back to a snapshot."""
         self.set_weights(state["W"].clone(), state["b"].clone())
 
-    penalty, weights = GramFirst.penalty, GramFirst.weights
+    def penalty(self) -> float:
+        """Return kappa_1 |W_1|^2."""
+        return self.kappa * float(self.W.double().square().sum())
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Return W_1 and b_1 for the shifted features."""
+        return self.W, self.b
 
