@@ -151,8 +151,8 @@ def test_line_ends_of_other_systems_and_a_missing_last_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [("1,2\n3\n", 2), ("1,2\n3,4,5\n", 2), ("1,2,3\n4\n", 1), ("1,2\n3,x\n", 2), ("1,2\n1.5,2\n", 2),
-     ("1,2\n\n3,4\n", 2), ("1,2\n3,,4\n", 2), ("1, 2\n", 1), ("a,b\n1,2\nc,d\n", 3), ("1,2\n99999999999999999999,1\n", 2),
-     ("1 2,3\n4\n", 1)],
+     ("1,2\n\n3,4\n", 2), ("1,2\n3,,4\n", 2), ("1, 2\n", 1), ("a,b\n1,2\nc,d\n", 3),
+     ("1,2\n99999999999999999999,1\n", 2), ("1 2,3\n4\n", 1)],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, text, line):
     (tmp_path / "a.csv").write_text(text)
