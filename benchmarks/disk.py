@@ -7,7 +7,8 @@ A graph with random edges and features is written in pieces and converted (kept 
 of its own each and in turn: the graph read, augmented and written by Augmenter in memory, and by augment_folder within
 each limit; K = 3, every row kept, the scaling learned from a tenth of them. All read the same graph, out of the
 system's cache beforehand, and write the same features.npy, with fsync. "read" and "written" are bytes through system
-calls as the kernel counts them (/proc/self/io), beside the formula of pdadmm.disk.plan; "peak" is memory beyond that at start.
+calls as the kernel counts them (/proc/self/io), beside the formula of pdadmm.disk.plan; "peak" is memory beyond that at
+the start.
 """
 
 from __future__ import annotations

@@ -30,9 +30,15 @@ from pdadmm.disk.plan import Shape, make_plan, memory_needed
 from pdadmm.kernels import operator as kernel
 
 SETTINGS = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch):
+    """What a loss of power would need, and no test can see, is left out: it takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
@@ -79,7 +85,8 @@ def test_the_folder_holds_the_bits_of_the_augmenter(tmp_path_factory, small, gra
     write_graph(graph, folder / "g")
     parameters = {
         "hops": data.draw(st.integers(0, 3)), "operator": data.draw(st.sampled_from(sorted(OPERATORS))),
-        "weighting": data.draw(st.sampled_from(sorted(WEIGHTINGS))), "scaling": data.draw(st.sampled_from(sorted(SCALINGS))),
+        "weighting": data.draw(st.sampled_from(sorted(WEIGHTINGS))),
+        "scaling": data.draw(st.sampled_from(sorted(SCALINGS))),
         "dtype": data.draw(st.sampled_from(["float32", "float64"])),
     }  # fmt: skip
     rows, split = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from([None, "random:3", "fraction:30/20/10"]))
@@ -197,9 +204,6 @@ def test_bytes_are_those_of_the_formula(tmp_path, monkeypatch, limit, resident):
 # Kills, damage, other folders
 
 
-COMMAND = ["-m", "pdadmm", "augment", "--memory", "90MiB", "--hops", "2", "--rows", "all", "--quiet"]
-
-
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(pdadmm.__file__).parents[1])}
 
@@ -217,12 +221,11 @@ def test_runs_killed_at_any_step_go_on_to_the_same_files(tmp_path, graph):
         "from pdadmm.augment import Augmenter\n"
         "from pdadmm.disk.augment import Request, augment_folder\n"
         "from pdadmm.disk.graph import DiskGraph\n"
-        "left, fsync = [int(sys.argv[2])], os.fsync\n"
+        "left = [int(sys.argv[2])]\n"
         "def sync(file):\n"
         "    left[0] -= 1\n"
         "    if left[0] == 0:\n"
         "        os.kill(os.getpid(), 9)\n"
-        "    fsync(file)\n"
         "os.fsync = sync\n"
         "with DiskGraph(sys.argv[1] + '/g') as graph:\n"
         "    augment_folder(graph, Request(Augmenter(2), 'all', None, 0, 70000), sys.argv[3])\n"
@@ -279,20 +282,15 @@ def begun(tmp_path, small, graph):
 @pytest.mark.parametrize("name", ["slice-0001.bin", "split-000000.bin"])
 def test_a_damaged_slice_is_refused_and_made_again(begun, graph, name):
     folder, limit = begun
-    if name.startswith("split"):
-        (folder / "out" / "work" / "slice-0001.bin").unlink()
-        (folder / "out" / "features.npy.partial").unlink()
     path = folder / "out" / "work" / name
+    if name.startswith("split"):  # read again for slices that are gone
+        for lost in path.parent.glob("slice-*.bin"):
+            lost.unlink()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # of the last slice, or hop
     path.write_bytes(content)
     with DiskGraph(folder / "g") as disk:
-        if name.startswith("slice"):
-            content[:] = content[:-1] + bytes([content[-1]])
         with pytest.raises(InputError, match="what its checksum says; run the command again"):
-            if name.startswith("split"):
-                for number in (0, 2):
-                    (folder / "out" / "work" / f"slice-{number:04d}.bin").unlink()
             augment_folder(disk, request_(limit), folder / "out")
         augment_folder(disk, request_(limit), folder / "out")
     with AugmentedFolder(folder / "out") as found:
@@ -361,7 +359,8 @@ def test_the_commands_lead_from_a_data_set_to_a_trained_network(tmp_path, capsys
     assert main(train) == 0
     assert main([*train, "--split", "random:5"]) == 2
     assert "give --split to pdadmm augment" in capsys.readouterr().err
-    for more in (["--memory", "12"], ["--memory", "lots"], ["--rows", "none"], ["--hops", "-1"], ["--out", "no/such/d"]):
+    bad = (["--memory", "12"], ["--memory", "lots"], ["--rows", "none"], ["--hops", "-1"], ["--out", "no/such/d"])
+    for more in bad:
         assert main(["augment", *words[:-2], "--out", str(tmp_path / "other"), *more]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -371,7 +370,8 @@ def test_ranks_share_the_slices_and_give_the_same_bits(tmp_path, graph):
     write_graph(graph, tmp_path / "g")
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import sys\n"
+        "import os, sys\n"
+        "os.fsync = lambda file: None\n"
         "from pdadmm.disk import blocks, slices, operator, plan, assemble\n"
         "blocks.BLOCK_BYTES, slices.CHUNK_BLOCKS, assemble.SYNC_BLOCKS, plan.WORK_BYTES = 1 << 11, 2, 1, 0\n"
         "operator.BLOCK_ENTRIES = operator.STREAM_ENTRIES = plan.BLOCK_ENTRIES = plan.STREAM_ENTRIES = 300\n"
@@ -381,8 +381,9 @@ def test_ranks_share_the_slices_and_give_the_same_bits(tmp_path, graph):
         "from pdadmm.parallel.launch import make_transport\n"
         "transport = make_transport()\n"
         "for rows in ('labelled', 'all'):\n"
-        "    with DiskGraph(sys.argv[1] + '/g') as graph:\n"
-        "        done = augment_folder(graph, Request(Augmenter(2), rows, None, 0, 60000), sys.argv[1] + '/' + rows, transport)\n"
+        "    folder, asked = sys.argv[1], Request(Augmenter(2), rows, None, 0, 60000)\n"
+        "    with DiskGraph(folder + '/g') as graph:\n"
+        "        done = augment_folder(graph, asked, folder + '/' + rows, transport)\n"
         "        assert done.slices == 3\n"
         "        assert transport.size == 2 and graph.traffic.written > 0\n"
     )

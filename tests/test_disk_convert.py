@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def write(path, rows, mark=",", heading="") -> None:
 
 def blocks_of(path, columns=2, size=64) -> np.ndarray:
     return np.concatenate([np.empty((0, columns), np.int64), *number_blocks(path, columns, size)])
+
+
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch):
+    """What a loss of power would need, and no test can see, is left out: it takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
