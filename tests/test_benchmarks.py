@@ -71,3 +71,11 @@ def test_time_to_accuracy_reads_a_contest(run, tmp_path):
     out = run("time_to_accuracy", str(file), "--layers", "3", "--seeds", "1")
     assert "validation accuracy 0.3960, 1 seeds" in out
     assert [f"| {name} |" in out for name in ("adam", "pdadmm-g", "pdadmm-g, defaults")] == [True] * 3
+
+
+def test_augmentation_from_disk_prints_its_table(run, tmp_path):
+    shape = ["--nodes", "60", "--edges", "200", "--features", "20"]
+    out = run("disk", "--folder", str(tmp_path / "d"), *shape, "--limits", "100MiB", "--repeat", "1", "--kills", "1")
+    assert "| 100MiB | 1 | in memory |" in out
+    assert "the same bits in all runs" in out
+    assert "1 of 1 killed and resumed runs gave the same files" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,12 @@ from pdadmm.disk.graph import DiskGraph, row_blocks, write_graph
 SETTINGS = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
+
+
+@pytest.fixture(autouse=True)
+def no_flush(monkeypatch):
+    """What a loss of power would need, and no test can see, is left out: it takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
