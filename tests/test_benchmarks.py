@@ -20,6 +20,8 @@ SMALL = {
     "memory": (SHAPE, ["peak / state: "]),
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
+    "plan": (["--machine-dir", str(FOLDER.parent / "examples"), "--only", "1", "--share", "0.01", "--repeat", "1"],
+             ["bytes: predicted / measured 1.000 to 1.000 over 1 runs"]),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
 }
 
