@@ -199,7 +199,8 @@ def report(run: dict[str, Any], tries: list[dict[str, Any]], machine: Machine, r
     slow = " ".join(f"{slowed.slowdown[run['ranks']]:.2f}" for slowed in then)
     print(
         f"| {shape}, {run['ranks']} ranks, {run['bits']} bits | "
-        f"{plain.memory / 1e6:.1f} | {memory:.3f} | {plain.sent} | {sent:.4f} | {1e3 * statistics.median(told for told, _ in pairs):.1f} | {seconds:.3f} | "
+        f"{plain.memory / 1e6:.1f} | {memory:.3f} | {plain.sent} | {sent:.4f} | "
+        f"{1e3 * statistics.median(told for told, _ in pairs):.1f} | {seconds:.3f} | "
         f"{plain.seconds / found:.2f} | {slow} | {each} |",
         flush=True,
     )

@@ -13,7 +13,7 @@ from mpi_state import state_of
 from mpi_transport import check_transport
 from thread_transport import run_ranks
 
-from pdadmm.admm.first_layer import FIRST_LAYERS
+from pdadmm.admm.first_layer import FIRST_LAYERS, GramFirst
 from pdadmm.admm.network import Network
 from pdadmm.admm.problem import Problem, scores, tally
 from pdadmm.admm.quantizer import Quantizer
@@ -287,10 +287,10 @@ def test_auto_takes_a_grid_that_fits(ranks, layers, nodes, hidden):
 
 
 def test_auto_weighs_work_against_sums():
-    """Many nodes: two groups of 5 layers each, 6 shards. Few: sums cost more than products, so the most groups."""
+    """Many nodes: equal shares of all layers. Few: sums cost more than products, so as few shards as can be."""
     widths = [256, *[256] * 9, 10]
-    assert str(choose_grid("auto", 12, 10**6, widths, 1e12)) == "2x6"
-    assert str(choose_grid("auto", 12, 100, widths, 1e7)) == "6x2"
+    names = [str(choose_grid("auto", 12, V, widths, GramFirst.cost(V, 256, 256))) for V in (100, 2000, 10**6)]
+    assert names == ["6x2", "4x3", "1x12"]
 
 
 @pytest.mark.parametrize("text", ["2x3", "1x1", "auto", "012x3"])

@@ -37,8 +37,6 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     True
     """
 
-    saves = True
-
     @classmethod
     def preset_parameters(cls, name: str) -> dict[str, Any]:
         """Return the parameters that a row of PRESETS changes; InputError for a name that is not one."""

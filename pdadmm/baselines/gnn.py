@@ -84,6 +84,10 @@ class GNNClassifier(NodeClassifier, GNNSettings):
     """
 
     network = "GNN"
+    @property
+    def bound_to_ranks(self) -> bool:
+        """Whether a checkpoint is of use to as many ranks alone."""
+        return False
 
     def _checked(self, transport: Transport) -> GNNClassifier:
         settings = self.checked()

@@ -35,8 +35,9 @@ class Setting:
 class Forecast:
     """What one placement needs: ``memory`` of the rank that needs most, and of an iteration ``sent``, ``seconds``.
 
-    ``sent``: bytes, by all ranks; ``phase``: when memory is highest; ``disk``: bytes read and written; ``fits``: whether
-    memory suffices, True without a limit. ``network``: what is trained, a GA-MLP's iteration or a GCN's epoch.
+    ``sent``: bytes, by all ranks; ``phase``: when memory is highest; ``disk``: bytes read and written; ``fits``:
+    whether memory suffices, True without a limit. ``network``: what is trained, a GA-MLP or a GCN, whose iteration is
+    an epoch.
     """
 
     name: str
