@@ -43,6 +43,7 @@ from pdadmm.planner.machine import Machine, load_machine, machine_folder
 from pdadmm.planner.simulate import Link
 
 CLASSES = 10
+GNNS = ("halo", "all-to-all")
 COLUMNS = ("kind", "V", "N", "inputs", "hidden", "layers", "ranks", "bits")
 RUNS = [
     ("pdadmm", 8000, 12000, 64, 64, 10, 1, 32),
@@ -104,40 +105,44 @@ def graph_of(run: dict[str, Any], nodes: int) -> pdadmm.Graph:
     return csbm(nodes, num_classes=CLASSES, num_features=run["inputs"], avg_degree=10, seed=0)
 
 
-def rank_main(run: dict[str, Any], answer: Path) -> None:
-    """What each rank does: warm up, time the piece of work, train, time it again."""
-    transport = make_transport()
-    torch.set_num_threads(1)
-    tiny = {**run, "V": 40, "N": 80, "inputs": 6, "hidden": 8, "iterations": 2}
-    gnn = run["kind"] in ("halo", "all-to-all")
-    if gnn:
-        train_gnn(tiny, graph_of(tiny, 200))
-        graph = graph_of(run, run["V"])
-    else:
-        solve(tiny, transport)
-    before = together(transport, 3)
+def tried(run: dict[str, Any], transport: Any) -> dict[str, Any]:
+    """Do one run on all ranks, the calibration's piece of work before and after it."""
+    gnn = run["kind"] in GNNS
+    graph = graph_of(run, run["V"]) if gnn else None
+    before = together(transport)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     base = peak_bytes()
     found = train_gnn(run, graph) if gnn else solve(run, transport)
     memory = max(transport.allgather(peak_bytes() - base))
-    after = together(transport, 3)
+    nonzeros = graph.indices.size + graph.num_nodes if gnn else 0
+    return found | {"memory": memory, "work": [before, together(transport)], "nonzeros": nonzeros}
+
+
+def rank_main(runs: list[dict[str, Any]], repeat: int, answer: Path) -> None:
+    """What each rank does: warm up, then every run, all of them ``repeat`` times over."""
+    transport = make_transport()
+    torch.set_num_threads(1)
+    for run in runs:  # what is loaded on first use is not a run's
+        tiny = {**run, "V": 40, "N": 80, "inputs": 6, "hidden": 8, "iterations": 2}
+        train_gnn(tiny, graph_of(tiny, 200)) if run["kind"] in GNNS else solve(tiny, transport)
+    found: list[list[dict[str, Any]]] = [[] for _ in runs]
+    for _ in range(repeat):
+        for tries, run in zip(found, runs):
+            tries.append(tried(run, transport))
     if transport.rank == 0:
-        nonzeros = graph.indices.size + graph.num_nodes if gnn else 0
-        found |= {"memory": memory, "work": [before, after], "nonzeros": nonzeros}
         answer.write_text(json.dumps(found), encoding="utf-8")
 
 
-def measured(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Start one run and return what its rank 0 wrote."""
+def measured(runs: list[dict[str, Any]], repeat: int, folder: Path) -> list[list[dict[str, Any]]]:
+    """Start the runs of one number of ranks and return what their rank 0 wrote."""
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
     # freed arrays go back to the system at once: holes in the C library's heap are not the library's
     more = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    environment = os.environ | more
-    command = [sys.executable, __file__, "--run", json.dumps(run), "--answer", str(answer)]
-    if run["ranks"] > 1:
-        command = [str(starter()), "-n", str(run["ranks"]), *command]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    command = [sys.executable, __file__, "--runs", json.dumps(runs), "--repeat", str(repeat), "--answer", str(answer)]
+    if runs[0]["ranks"] > 1:
+        command = [str(starter()), "-n", str(runs[0]["ranks"]), *command]
+    subprocess.run(command, env=os.environ | more, check=True, timeout=900)
     return json.loads(answer.read_text(encoding="utf-8"))
 
 
@@ -162,11 +167,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="factor on every V: less than 1 for a short run")
     parser.add_argument("--machine-dir", help="take the rates of this folder, without a calibration")
     parser.add_argument("--only", type=int, help="so many configurations, from the first")
-    parser.add_argument("--run", help="be a rank of this configuration (JSON)")
-    parser.add_argument("--answer", help="where rank 0 of --run writes")
+    parser.add_argument("--runs", help="be a rank of these configurations (JSON)")
+    parser.add_argument("--answer", help="where rank 0 of --runs writes")
     given = parser.parse_args()
-    if given.run:
-        rank_main(json.loads(given.run), Path(given.answer))
+    if given.runs:
+        rank_main(json.loads(given.runs), given.repeat, Path(given.answer))
         return
     machine = load_machine(machine_folder(given.machine_dir)) if given.machine_dir else calibrate()
     print(machine_line())
@@ -174,13 +179,19 @@ def main() -> None:
     print("\n| run | memory MB | | bytes | | ms | | as calibrated | slowdown | each ms |\n" + "|---" * 10 + "|")
     ratios: dict[str, list[float]] = {"memory": [], "bytes": [], "seconds": []}
     with tempfile.TemporaryDirectory() as name:
-        for values in RUNS[: given.only]:
-            run: dict[str, Any] = {**dict(zip(COLUMNS, values)), "iterations": given.iterations}
-            run["V"], run["N"] = int(given.share * run["V"]), int(given.share * run["N"])
-            report(run, [measured(run, Path(name)) for _ in range(given.repeat)], machine, ratios)
+        for ranks in sorted({values[6] for values in RUNS[: given.only]}):
+            runs = [shaped(values, given) for values in RUNS[: given.only] if values[6] == ranks]
+            for run, tries in zip(runs, measured(runs, given.repeat, Path(name))):
+                report(run, tries, machine, ratios)
     print()
     for what, found in ratios.items():
         print(f"{what}: predicted / measured {min(found):.3f} to {max(found):.3f} over {len(found)} runs")
+
+
+def shaped(values: tuple, given: argparse.Namespace) -> dict[str, Any]:
+    """Return a row of RUNS by names, in the size asked for."""
+    run = dict(zip(COLUMNS, values)) | {"iterations": given.iterations}
+    return run | {name: int(given.share * run[name]) for name in ("V", "N")}
 
 
 def report(run: dict[str, Any], tries: list[dict[str, Any]], machine: Machine, ratios: dict[str, list[float]]) -> None:

@@ -28,7 +28,7 @@ from pdadmm.planner.job import Job, placement
 from pdadmm.planner.machine import FILE, interpolated, load_machine, machine_folder, save_machine
 from pdadmm.planner.memory import peak, phases, state
 from pdadmm.planner.seconds import layer_seconds
-from pdadmm.planner.simulate import Link
+from pdadmm.planner.simulate import Link, simulate
 from pdadmm.planner.traffic import disk_bytes, iteration_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -214,6 +214,20 @@ def test_what_fits_and_is_fastest_is_chosen(machine):
     other = choose(forecasts(job, gnn, tight))
     assert other is None or (other.memory <= tight.memory and other.name != best.name)
     assert choose(forecasts(job, gnn, dataclasses.replace(free, memory=1))) is None
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 8), st.sampled_from([None, 4]), st.booleans())
+def test_one_rank_does_all_the_work(V, L, bits, accelerated):
+    known, quantizer = load_machine(EXAMPLE), None if bits is None else Quantizer(bits=bits).checked()
+    job = Job(V, V, (9, *[16] * (L - 1), 3), 4, quantizer, accelerated=accelerated)
+    told = simulate(job, RankGrid(1, 1), known, 1, LINK, 2)
+    total = sum(layer_seconds(job, layer, V, known).total for layer in range(L))
+    assert told.iterations == pytest.approx([total, total])
+    # what both sides of a boundary do comes to it on two ranks, and no work is lost
+    if L > 1:
+        shared = simulate(job, RankGrid(2, 1), known, 1, LINK, 1)
+        assert sum(shared.work) >= total - 1e-9
 
 
 def test_the_shards_of_a_grid_need_less_each(machine):

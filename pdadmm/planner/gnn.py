@@ -86,14 +86,16 @@ def epoch_memory(job: GNNJob, ranks: int, mixed: bool) -> float:
     own, halo = -(-V // P), 0.0 if mixed else job.halo_rows / P
     S = job.nonzeros * (s + INDEX)
     n_0, layers = job.widths[0], sum(job.mixed)
-    # X, S X, and the rows of S X for every other rank while they are dealt
-    dealt = s * V * n_0 * (3 if P > 1 else 2)
-    operators = S if P == 1 else S + 4 * S / P
-    operators += S  # transposed
-    kept = s * V * n_0 + s * own * n_0 + operators
-    buffers = 3 * 2 * s * halo * layers
-    if mixed:
-        buffers = 3 * s * layers * (V / P + 3 * V / P)
-    passing = s * own * (n_0 + 5 * layers) + 2 * s * halo * layers
-    weights = 6 * s * job.weights()
-    return max(S + dealt + s * V * n_0 / P, kept + buffers + passing + weights)
+    # X, S X, and the rows of S X for every rank while they are dealt
+    dealt = S + 3 * s * V * n_0
+    # the rows of a rank and their transpose; all-to-alls multiply whole columns, so they are the whole matrix
+    operators = S + (2 * S if mixed or P == 1 else 3 * S / P)
+    if mixed:  # a slice, a product, and blocks that leave and arrive, for features, adjoints and evaluation
+        buffers = 3 * 4 * s * own * layers
+    else:  # rows that leave and arrive, for the same three
+        buffers = 3 * 2 * s * halo * layers
+    # h, its mask and its aggregate stay until the way back; a few more pass
+    widest = max(job.mixed, default=0)
+    passing = s * own * (n_0 + 3 * layers + 4 * widest) + s * halo * (layers + 2 * widest)
+    kept = s * V * n_0 + s * own * n_0 + operators + buffers
+    return max(dealt, kept + passing + 6 * s * job.weights())

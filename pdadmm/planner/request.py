@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdadmm.admm.quantizer import Quantizer
+from pdadmm.admm.settings import default_stages
 from pdadmm.console import human_bytes
 from pdadmm.planner.forecast import Setting
 from pdadmm.planner.gnn import GNNJob, random_halo
@@ -24,7 +25,8 @@ def job_of(values: Mapping[str, Any]) -> Job:
     widths = ((values["hops"] + 1) * values["features"], *hidden, values["classes"])
     quantizer = None if values["bits"] == 32 else Quantizer(bits=values["bits"]).checked()
     size = ITEMSIZES[values["dtype"]]
-    return Job(values["train_nodes"], values["labelled_nodes"], widths, size, quantizer)
+    accelerated = len(default_stages(values["layers"])) == 1  # the first stage is, by default
+    return Job(values["train_nodes"], values["labelled_nodes"], widths, size, quantizer, accelerated=accelerated)
 
 
 def _nonzeros(values: Mapping[str, Any]) -> int:
