@@ -1,11 +1,13 @@
 """What the planner predicts beside what runs need: memory, bytes and seconds of an iteration on 1 to 8 ranks.
 
     python benchmarks/plan.py --repeat 3          (about 5 min)
+    python benchmarks/plan.py --alone             (about 1 min)
 
 Calibrates, then starts every configuration under mpiexec. Each run times the calibration's piece of work on all its
 ranks at once, before and after training: "seconds" is predicted with the slowdown by company measured then, so that
 other programs on the machine meet both sides alike; "as calibrated" is predicted without that. Memory is the peak of
-the rank that needs most, above what it had before; seconds are the median iteration at full depth.
+the rank that needs most, above what it had before; seconds are the median iteration at full depth. With --alone one
+process iterates and its processor seconds are taken, which no other program adds to.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from shared import full_network, random_problem
 from shared import machine as machine_line
 
 import pdadmm
@@ -40,11 +44,16 @@ from pdadmm.planner.forecast import Setting, forecast_gnn, forecast_grid
 from pdadmm.planner.gnn import GNNJob
 from pdadmm.planner.job import Job
 from pdadmm.planner.machine import Machine, load_machine, machine_folder
+from pdadmm.planner.seconds import layer_seconds
 from pdadmm.planner.simulate import Link
 
 CLASSES = 10
 GNNS = ("halo", "all-to-all")
 COLUMNS = ("kind", "V", "N", "inputs", "hidden", "layers", "ranks", "bits")
+ALONE = [
+    (2000, 128, 64, 6), (20000, 256, 256, 5), (10000, 128, 128, 8), (140, 3000, 100, 10), (5000, 64, 32, 10),
+    (3000, 128, 512, 4), (6000, 200, 80, 12), (1000, 500, 100, 3),
+]  # fmt: skip
 RUNS = [
     ("pdadmm", 8000, 12000, 64, 64, 10, 1, 32),
     ("pdadmm", 3000, 6000, 128, 128, 6, 1, 32),
@@ -166,6 +175,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=6, help="of a stage")
     parser.add_argument("--share", type=float, default=1.0, help="factor on every V: less than 1 for a short run")
     parser.add_argument("--machine-dir", help="take the rates of this folder, without a calibration")
+    parser.add_argument("--alone", action="store_true", help="one process, processor seconds")
     parser.add_argument("--only", type=int, help="so many configurations, from the first")
     parser.add_argument("--runs", help="be a rank of these configurations (JSON)")
     parser.add_argument("--answer", help="where rank 0 of --runs writes")
@@ -173,8 +183,12 @@ def main() -> None:
     if given.runs:
         rank_main(json.loads(given.runs), given.repeat, Path(given.answer))
         return
+    torch.set_num_threads(1)
     machine = load_machine(machine_folder(given.machine_dir)) if given.machine_dir else calibrate()
     print(machine_line())
+    if given.alone:
+        alone(machine)
+        return
     print("slowdown by company as calibrated:", {count: round(one, 2) for count, one in machine.slowdown.items()})
     print("\n| run | memory MB | | bytes | | ms | | as calibrated | slowdown | each ms |\n" + "|---" * 10 + "|")
     ratios: dict[str, list[float]] = {"memory": [], "bytes": [], "seconds": []}
@@ -215,6 +229,22 @@ def report(run: dict[str, Any], tries: list[dict[str, Any]], machine: Machine, r
         f"{plain.seconds / found:.2f} | {slow} | {each} |",
         flush=True,
     )
+
+
+def alone(machine: Machine) -> None:
+    """Print processor seconds of an iteration in one process, predicted beside measured."""
+    print("| V | n_0 | n | L | predicted ms | measured ms | ratio |\n" + "|---" * 7 + "|")
+    for V, n_0, n, L in ALONE:
+        _, network = full_network(random_problem(V, n_0, CLASSES), L, n, warm=1)
+        found = []
+        for _ in range(7):
+            began = time.thread_time()
+            network.iterate()
+            found.append(time.thread_time() - began)
+        job, taken = Job(V, V, (n_0, *[n] * (L - 1), CLASSES)), statistics.median(found)
+        seconds = sum(layer_seconds(job, layer, V, machine).total for layer in range(L))
+        told = f"{1e3 * seconds:.1f} | {1e3 * taken:.1f} | {seconds / taken:.3f}"
+        print(f"| {V} | {n_0} | {n} | {L} | {told} |", flush=True)
 
 
 def flat(machine: Machine, ranks: int, work: list[float]) -> Machine:
