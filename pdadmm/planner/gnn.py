@@ -91,7 +91,7 @@ def epoch_memory(job: GNNJob, ranks: int, mixed: bool) -> float:
     # the rows of a rank and their transpose; all-to-alls multiply whole columns, so they are the whole matrix
     operators = S + (2 * S if mixed or P == 1 else 3 * S / P)
     if mixed:  # a slice, a product, and blocks that leave and arrive, for features, adjoints and evaluation
-        buffers = 3 * 4 * s * own * layers
+        buffers = 3.0 * 4 * s * own * layers
     else:  # rows that leave and arrive, for the same three
         buffers = 3 * 2 * s * halo * layers
     # h, its mask and its aggregate stay until the way back; a few more pass
