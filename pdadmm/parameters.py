@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "closed_fraction",
     "fraction",
     "instance_of",
+    "memory_size",
     "non_negative",
     "number",
     "one_of",
@@ -168,3 +170,20 @@ def validate(holder: Any) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError, OverflowError):
             raise InputError(field.name, value, check.allowed) from None
     return values
+
+
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _accept_size(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip(), re.ASCII | re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError
+    size = int(float(match[1]) * _UNITS[match[2].upper().removesuffix("B") + "B" * (match[2] != "")])
+    if size < 1:
+        raise ValueError
+    return size
+
+
+memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")

@@ -13,6 +13,7 @@ from pdadmm.admm.losses import LOSSES
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
+from pdadmm.parallel.rank_grid import grid_name
 from pdadmm.parameters import (
     check_stages,
     instance_of,
@@ -87,6 +88,7 @@ class ADMMSettings:
         one_of(ON_DIVERGENCE),
         "what follows a value that is not finite: stop, or back off to the best weights so far and rho tenfold",
     )
+    grid: str = param("auto", grid_name, "ranks of an MPI run as layer groups x node shards")
     max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
     quantizer: Quantizer | None = param(
         None, optional(instance_of(Quantizer)), "how p and q are quantized (default: not at all)"
