@@ -1,7 +1,9 @@
 """Training from disk: memory and bytes against their limit and formula, time against a training in memory, kills.
 
     python benchmarks/disk_training.py --scratch DIR            (all parts; about ten minutes on two slow cores)
-    python benchmarks/disk_training.py --parts kills            (some of them)
+    python benchmarks/disk_training.py --parts limit --iterations 2
+    python benchmarks/disk_training.py --parts time,agreement --time-nodes 16000
+    python benchmarks/disk_training.py --parts kills --kill-nodes 6000
 
 Parts: ``limit`` trains 10 layers of 128 with a state of eight times the memory limit and more; ``time`` compares
 iterations in memory, from disk, and of the disk alone; ``agreement`` compares results where both fit; ``kills`` ends

@@ -203,7 +203,7 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_the_text_exists(page, capsys):
-    known = flags_of_train(capsys) | {"--version"}
+    known = flags_of_train(capsys) | {"--version"} | {"--ntasks", "--cpus-per-task", "--signal"}  # the last are Slurm's
     known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
     for folder in ("examples", "benchmarks"):
         known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
@@ -251,7 +251,7 @@ def small(tmp_path_factory):
     from_disk = {"memory": "300MiB", "scratch": tmp_path_factory.mktemp("disk")}
     disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
     assert disk.history_[0].keys() == runs[0].history_[0].keys()
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted"}
     return runs, added.union(disk.summary_, *(run.summary_ for run in runs))
 
 

@@ -58,7 +58,7 @@ class ADMMSettings:
     prox_z: float = param(
         0.1, non_negative, "weight that holds z at its last value, in units of nu (paper: 1)"
     )
-    activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
     acceleration: str = param(
         "first-stage", one_of(tuple(ACCELERATIONS)), "stages in which q, u and z are extrapolated (Nesterov)"
