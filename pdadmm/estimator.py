@@ -81,8 +81,6 @@ class NodeClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
-    saves = False  # whether this solver writes checkpoints
-
     def fit(
         self,
         graph: Graph | Any,
@@ -124,8 +122,7 @@ class NodeClassifier:
             trace.start(transport)
         try:
             with saver.watching() if saver is not None else contextlib.nullcontext():
-                more = {} if saver is None else {"saver": saver}  # a solver without checkpoints takes none
-                outcome = self._train(problem, settings, transport, watch or (lambda row: None), **more)
+                outcome = self._train(problem, settings, transport, watch or (lambda row: None), saver)
         except InputError as error:  # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
@@ -152,8 +149,6 @@ class NodeClassifier:
             if resume:
                 raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
             return None
-        if not self.saves:
-            raise InputError("checkpoint", str(folder), f"left out: {type(self).__name__} writes none")
         return Saver(folder, every, resume, transport)
 
     @staticmethod

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pdadmm.errors import InputError
@@ -99,8 +99,8 @@ closed_fraction = _number(0.0, 1.0, False, "a number from 0 to 1")
 below_one = _number(0.0, 1.0, False, "a number of at least 0 and below 1", high_open=True)
 
 
-def one_of(names: Sequence[str]) -> Check:
-    """One of the names of a family's table."""
+def one_of(names: Collection[str]) -> Check:
+    """One of the names of a family's table; where it is the table itself, rows that a user adds later count, too."""
 
     def accept(value: Any) -> str:
         if value not in names:

@@ -65,6 +65,15 @@ class Breakdown(dict):
         self[kind] = self.get(kind, 0.0) + time.perf_counter() - began
         self.trace.mark("dense")
 
+    def state(self, transport: Transport) -> dict[str, float]:
+        """Return the means over the ranks, for a checkpoint; collective."""
+        parts = transport.allgather(dict(self))
+        return {kind: sum(part.get(kind, 0.0) for part in parts) / len(parts) for kind in KINDS_OF_WORK}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from the means of a checkpoint: on every rank alike, so they stay the means."""
+        self.update(state)
+
     def summary(self, seconds: float, transport: Transport) -> dict[str, float]:
         """Return the training ``seconds`` by kind of work, means over the ranks; what is no other kind is dense."""
         kinds = [kind for kind in KINDS_OF_WORK if kind != "dense"]

@@ -26,8 +26,8 @@ __all__ = ["Saver"]
 
 log = logging.getLogger("pdadmm")
 
-# What may differ between a run and the one that goes on with it: no iteration is computed otherwise.
-FREE = ("threads", "max_seconds", "on_divergence")
+# What may differ between a run and the one that goes on with it: every iteration stays the same, to rounding.
+FREE = ("threads", "max_seconds", "on_divergence", "grid")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -52,7 +52,7 @@ class Saver:
         token = self.transport.bcast(f"writable-{secrets.token_hex(8)}")
         together(self.transport, lambda: self._make_folder(token) if self.transport.rank == 0 else None)
         together(self.transport, lambda: self._look_for(token))
-        self.about = together(self.transport, lambda: {"run": _plain(settings), "data": data()})
+        self.about = together(self.transport, lambda: {"run": self._run(settings), "data": data()})
         together(self.transport, lambda: self._tidy(token) if self.transport.rank == 0 else None)
         paths = self.transport.bcast(checkpoint.found(self.folder) if self.transport.rank == 0 else None)
         if paths and not self.resume:
@@ -82,6 +82,13 @@ class Saver:
     def _tidy(self, token: str) -> None:
         (self.folder / token).unlink(missing_ok=True)
         checkpoint.discard(self.folder)
+
+    def _run(self, settings: Any) -> dict[str, Any]:
+        """Return solver and settings as JSON gives them back, and the number of ranks where the run depends on it."""
+        values = {"solver": type(settings).__name__, **settings.get_params()}
+        if getattr(settings, "bound_to_ranks", False):
+            values["ranks"] = self.transport.size
+        return json.loads(json.dumps(values, default=dataclasses.asdict))
 
     # Going on
 
@@ -226,9 +233,3 @@ class Saver:
     def beat(self, iteration: int, holds: str) -> None:
         """Say which iteration this rank is in and what it ``holds``, for the guard's report."""
         self.guard.beat(iteration, holds)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Return solver and settings as JSON gives them back."""
-    values = {"solver": type(settings).__name__, **settings.get_params()}
-    return json.loads(json.dumps(values, default=dataclasses.asdict))

@@ -1,21 +1,22 @@
 """Runs with checkpoints on this job's ranks: cut off by a signal to one rank, gone on with, or killed.
 
-mpiexec -n 3 python tests/mpi_checkpoint.py stop|resume|kill FOLDER
+mpiexec -n 3 python tests/mpi_checkpoint.py stop|resume|kill|gnn|gnn-resume FOLDER
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
-from pdadmm import csbm
+from pdadmm import InputError, csbm
 from pdadmm.parallel.launch import launched_rank, launched_size
 from pdadmm.solvers import solver_class
 
-__all__ = ["CASES", "KILLED_IN", "STOPPED_IN", "fit", "outcome"]
+__all__ = ["CASES", "GNN_CASES", "KILLED_IN", "STOPPED_IN", "fit", "outcome"]
 
 SMALL = {"layers": 4, "hidden": 5, "hops": 1, "iterations": 6}  # stages of 2 and 4 layers
 STOPPED_IN = 7
@@ -33,11 +34,24 @@ CASES = {
 }
 
 
+GNN = {"layers": 3, "hidden": 6, "iterations": 9, "dtype": "float64"}
+GNN_CASES = {
+    "gcn": ("gcn", {"halo": "exact"}),
+    "gcn-pipelined": ("gcn", {"halo": "pipelined", "gamma": 0.5, "architecture": "sage"}),
+    "gcn-sampled": ("gcn", {"halo": "sampled", "boundary_share": 0.5}),
+    "gcn-quantized": ("gcn", {"halo": "quantized", "bits": 4}),
+    "mixgcn": ("mixgcn", {"chunks": 2}),
+    "sage": ("sage", {"batch_size": 11}),
+    "gist": ("gist", {"parts": 3, "local_steps": 4}),  # stopped in the midst of a round
+}
+
+
 def fit(name: str, folder: Path | None, watch=None, every: int = 3, resume: bool = False):
-    solver, more = CASES[name]
+    solver, more = CASES[name] if name in CASES else GNN_CASES[name]
     graph = csbm(60, num_classes=3, num_features=5, avg_degree=5, seed=2)
     given = {"checkpoint": folder, "checkpoint_every": every, "resume": resume} if folder is not None else {}
-    return solver_class(solver)(**SMALL | more).fit(graph, watch=watch, **given)
+    small = SMALL if name in CASES else GNN
+    return solver_class(solver)(**small | more).fit(graph, watch=watch, **given)
 
 
 def outcome(trained) -> dict:
@@ -59,7 +73,37 @@ def killed(row) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def gnn(folder: Path) -> dict:
+    """Run every GNN whole, and stopped and gone on with on as many ranks; return outcomes by name."""
+    told = {}
+    for name in GNN_CASES:
+        told[name] = {"whole": outcome(fit(name, None))}
+        try:
+            fit(name, folder / name, watch=stop)
+        except SystemExit as end:
+            told[name]["status"] = end.code
+        if launched_rank() == 0:  # the others wait for it before they read
+            shutil.copytree(folder / name, folder / f"{name}.copy")
+        told[name]["again"] = outcome(fit(name, folder / name, resume=True))
+    return told
+
+
+def gnn_resume(folder: Path) -> dict:
+    """Go on with what ``gnn`` stopped, on another number of ranks; return outcomes, or the refusal's words."""
+    told = {}
+    for name in GNN_CASES:
+        try:
+            told[name] = outcome(fit(name, folder / f"{name}.copy", resume=True))
+        except InputError as error:
+            told[name] = str(error)
+    return told
+
+
 def main(task: str, folder: Path) -> None:
+    if task.startswith("gnn"):
+        told = (gnn if task == "gnn" else gnn_resume)(folder)
+        (folder / f"{task}.{launched_rank()}.json").write_text(json.dumps(told))
+        return
     if task == "kill":
         fit("exact", folder / "exact", watch=killed)
     for name in CASES if task != "kill" else ():

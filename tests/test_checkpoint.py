@@ -25,6 +25,8 @@ from pdadmm.checkpoint import Checkpoint, DamagedError, commit, found, partial_f
 from pdadmm.cli import main
 from pdadmm.console import Progress
 from pdadmm.errors import Interrupted
+from pdadmm.recording import KINDS_OF_WORK
+from pdadmm.solvers import solver_class
 
 GRAPH = csbm(60, num_classes=3, num_features=5, avg_degree=5, seed=2)
 SMALL = {"layers": 3, "hidden": 5, "hops": 1, "iterations": 4}  # stages of 2 and 3 layers: 8 iterations
@@ -134,6 +136,34 @@ def test_backpropagation_goes_on_with_its_optimiser(tmp_path_factory, name, mome
     expected = outcome(solver.fit(GRAPH))
     cut_off(solver, folder, at, 1)
     assert outcome(solver.fit(GRAPH, checkpoint=folder, resume=True)) == expected
+
+
+GNNS = {
+    "gcn": [{}, {"architecture": "sage", "dropout": 0.0}, {"layers": 3, "dtype": "float64"}],
+    "mixgcn": [{"chunks": 2}],
+    "sage": [{"batch_size": 9}, {"sampler": "cluster", "clusters": 4, "clusters_per_batch": 2}],
+    "gist": [{"parts": 2, "local_steps": 3}, {"parts": 3, "local_steps": 2, "clusters": 3, "architecture": "sage"}],
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    case=st.sampled_from([(name, more) for name, cases in GNNS.items() for more in cases]),
+    eval_every=st.integers(1, 3),
+    patience=st.sampled_from([None, 3]),
+    every=st.integers(1, 3),
+    at=st.integers(1, 8),
+)
+def test_gnns_go_on_with_their_optimiser(tmp_path_factory, case, at, every, **more):
+    name, own = case
+    solver, folder = solver_class(name)(hidden=6, iterations=9, **own, **more), tmp_path_factory.mktemp("run")
+    expected = outcome(solver.fit(GRAPH))
+    cut_off(solver, folder, at, every)
+    assert outcome(solver.fit(GRAPH, checkpoint=folder, resume=True)) == expected
+    again = solver.fit(GRAPH, checkpoint=folder, resume=True)  # the finished run, read
+    assert outcome(again) == expected
+    kinds = [again.summary_[f"seconds_{kind}"] for kind in KINDS_OF_WORK]
+    assert sum(kinds) == pytest.approx(again.summary_["seconds_training"])
 
 
 def test_arrays_go_on_too(tmp_path):

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import mpi_checkpoint
+import numpy as np
 import pytest
 import torch
-from mpi_checkpoint import CASES, KILLED_IN, STOPPED_IN
+from mpi_checkpoint import CASES, GNN_CASES, KILLED_IN, STOPPED_IN
 from mpi_launch import NEEDS_MPI, mpiexec
 
 from pdadmm.checkpoint import found
@@ -67,6 +68,25 @@ def test_a_run_goes_on_with_the_same_bits_on_any_number_of_ranks(stopped, one_th
             sent = told.pop("bytes")  # of the ranks before, then of these
             assert all(later > earlier for earlier, later in itertools.pairwise(sent))
             assert told == json.loads(json.dumps(whole))
+
+
+@needs_mpi
+def test_gnns_go_on_with_the_same_bits_on_as_many_ranks_and_on_others_up_to_rounding(one_thread, tmp_path):
+    """On three ranks each, then from the same checkpoints on two; an old halo is of use to three ranks alone."""
+    done = mpiexec(3, HERE / "mpi_checkpoint.py", "gnn", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads((tmp_path / f"gnn.{rank}.json").read_text()) for rank in range(3)]
+    for name in GNN_CASES:
+        for own in (part[name] for part in told):
+            assert own["status"] == 143
+            assert own["again"] == own["whole"] == told[0][name]["whole"]
+    done = mpiexec(2, HERE / "mpi_checkpoint.py", "gnn-resume", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "gnn-resume.0.json").read_text())
+    assert "ranks was 3 and is 2" in two["gcn-pipelined"]
+    for name in ("gcn", "mixgcn", "sage", "gist"):  # others read other shares of the boundaries
+        objectives = ([row["objective"] for row in run["history"]] for run in (two[name], told[0][name]["whole"]))
+        np.testing.assert_allclose(*objectives, rtol=1e-9)
 
 
 @needs_mpi

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from pdadmm.admm.activations import get_activation
 from pdadmm.admm.growth import grow
 from pdadmm.admm.problem import Problem
-from pdadmm.baselines.driver import Driver
+from pdadmm.baselines.driver import Driver, by_layer, optimiser_states
 from pdadmm.baselines.dropout import draw_mask
 from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
-from pdadmm.checkpoint import Checkpoint, State, prefixed, under
+from pdadmm.checkpoint import Checkpoint, State
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
-from pdadmm.recording import Stage, restore_run, run_state
+from pdadmm.recording import Stage
 from pdadmm.saver import Saver
 
 __all__ = ["BackpropSolver"]
@@ -56,7 +56,7 @@ class BackpropSolver(Driver):
 
     def run(self) -> BackpropSolver:
         """Train through all stages; collective over the ranks."""
-        stage, saved = None, None if self.saver is None else self.saver.saved
+        stage, saved = None, self.saved
         for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
             depth = self.settings.stages[number]
             self.clock.start()
@@ -71,12 +71,6 @@ class BackpropSolver(Driver):
                 stage = Stage(number, depth, self._evaluate())
             self._run_stage(stage)
         return self
-
-    def _iterate(self, stage: Stage) -> None:
-        if self.saver is not None:
-            rows, V = self.shard.rows, self.problem.nodes
-            self.saver.beat(len(self.history) + 1, f"training nodes {rows.start + 1} to {rows.stop} of {V}")
-        super()._iterate(stage)
 
     # One iteration
 
@@ -129,6 +123,8 @@ class BackpropSolver(Driver):
             h = F.linear(h, W_l, b_l)
             if self.slope == 0.0:
                 h = F.relu_(h)
+            elif self.slope < 0.0:  # in place its gradient would need the input's sign, which is lost
+                h = F.leaky_relu(h, self.slope)
             elif self.slope != 1.0:
                 h = F.leaky_relu_(h, self.slope)
             if masks is not None:
@@ -195,16 +191,6 @@ class BackpropSolver(Driver):
         # twice the depth of the lowest value leaves room for nodes not seen here
         return -2.0 * torch.stack([torch.from_numpy(part) for part in parts]).amin(0)
 
-    def _state(self) -> list[dict[str, Any]]:
-        """Return copies of the optimiser's state, one dict a weight."""
-        copy = [dict(self.optimizer.state[weight]) for weight in self.weights]
-        return [{k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()} for own in copy]
-
-    def _set_state(self, state: dict[int, dict[str, Any]]) -> None:
-        """Give the weights of these numbers their optimiser state."""
-        for number, own in state.items():
-            self.optimizer.state[self.weights[number]] = own
-
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]] | None]:
         """Return copies of the weights, and of the optimiser's state where a stage follows that needs it."""
         state = self._state() if len(self.weights) < 2 * self.settings.layers else None
@@ -218,32 +204,22 @@ class BackpropSolver(Driver):
 
     # Checkpoints
 
-    def _save(self, stage: Stage) -> None:
-        """Let the saver write a checkpoint, if it is time; all ranks hold the same, so rank 0 writes it."""
-        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+    def _holds(self) -> str:
+        rows = self.shard.rows
+        return f"training nodes {rows.start + 1} to {rows.stop} of {self.problem.nodes}"
 
-        def layers() -> dict[int, State]:
-            if self.transport.rank > 0:
-                return {}
-            now = _by_layer([weight.detach() for weight in self.weights], self._state())
-            best = _by_layer(*stage.best.weights) if stage.best.weights else [{} for _ in now]
-            return {layer: own | prefixed("best", best[layer]) for layer, own in enumerate(now)}
-
-        def run() -> dict[str, Any]:
-            return run_state(stage, self.history, self.stages, self.clock, self.transport)
-
-        self.saver.step(len(self.history), last, layers, run)
+    def _best_by_layer(self, snapshot: tuple[list[Tensor], list[dict[str, Any]] | None]) -> list[State]:
+        return by_layer(*snapshot)
 
     def _go_on(self, saved: Checkpoint) -> Stage:
         """Bring weights and optimiser to where a checkpoint was written, on any number of ranks."""
         states = [saved.layer(layer) for layer in range(saved.layers)]
         self._adopt([(state["W"], state["b"]) for state in states])
-        self._set_state(dict(enumerate(_optimiser_states(states))))
+        self._set_state(dict(enumerate(optimiser_states(states))))
         self.clock.stop()
-        stage, self.history, self.stages = restore_run(saved.progress, self.clock, self.transport)
-        best = [under("best", state) for state in states]
+        stage, best = self._restore(states)
         if best[0]:
-            optimiser = _optimiser_states(best) if stage.depth < self.settings.layers else None
+            optimiser = optimiser_states(best) if stage.depth < self.settings.layers else None
             stage.best.weights = [state[name] for state in best for name in "Wb"], optimiser
         return stage
 
@@ -255,19 +231,3 @@ class BackpropSolver(Driver):
         tallies = self.transport.allgather(own, "evaluation")
         self._check(not any(tally["bad"] for tally in tallies))
         return self.shard.scores(tallies)
-
-
-def _by_layer(weights: Sequence[Tensor], optimiser: Sequence[dict[str, Any]] | None) -> list[State]:
-    """Return weights [W_1, b_1, ..] and the optimiser's state of each, sorted into one state a layer."""
-    layers: list[State] = [{} for _ in weights[::2]]
-    for number, weight in enumerate(weights):
-        own, name = layers[number // 2], "Wb"[number % 2]
-        own[name] = weight
-        if optimiser is not None:
-            own |= prefixed(name, optimiser[number])
-    return layers
-
-
-def _optimiser_states(layers: Sequence[State]) -> list[dict[str, Any]]:
-    """Return the optimiser's state of each weight, in the order of ``weights``."""
-    return [under(name, state) for state in layers for name in "Wb"]

@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Best, Clock, Stage, run_summary, stage_summary, time_or_patience_is_up
+from pdadmm.recording import (
+    Best,
+    Clock,
+    Stage,
+    restore_run,
+    run_state,
+    run_summary,
+    stage_summary,
+    time_or_patience_is_up,
+)
 from pdadmm.saver import Saver
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "by_layer", "optimiser_states"]
 
 
 class Driver:
@@ -23,6 +33,7 @@ class Driver:
 
     ``settings`` are checked settings with ``iterations``, ``stages``, ``patience``, ``max_seconds``, ``dtype`` and
     ``learning_rate``. A solver sets ``weights``, [W_1, b_1, .., W_L, b_L], equal on every rank, and ``optimizer``.
+    ``saver`` writes checkpoints and may have one to go on from.
     Left behind: ``history``, ``stages``, ``weights``.
     """
 
@@ -54,6 +65,10 @@ class Driver:
         """Return the bytes that all ranks together send in one iteration, by formula."""
         raise NotImplementedError
 
+    def _holds(self) -> str:
+        """Say what this rank works on, for the report of its death."""
+        raise NotImplementedError
+
     def _run_stage(self, stage: Stage) -> None:
         """Train one stage to its end and leave its best weights in ``weights``."""
         while not stage.ended:
@@ -67,6 +82,8 @@ class Driver:
 
     def _iterate(self, stage: Stage) -> None:
         """Do one pass, with all that is measured of it; ``stage.ended`` where it is the last."""
+        if self.saver is not None:
+            self.saver.beat(len(self.history) + 1, self._holds())
         iteration = self.transport.trace.iteration = len(self.history) + 1
         self.clock.start()
         objective = self._pass(iteration)
@@ -84,10 +101,6 @@ class Driver:
             self._judge(row, stage.best)
         self.history.append(row)
         self.watch(row)
-
-    def _save(self, stage: Stage) -> None:
-        """Let the saver write a checkpoint, if it is time; only for solvers that are given one."""
-        raise NotImplementedError
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Return (W, b) of every layer."""
@@ -127,6 +140,70 @@ class Driver:
         """The number of layers that the network has now."""
         return len(self.weights) // 2
 
+    # Checkpoints: all ranks hold the same weights, so rank 0 writes them; a solver adds what else it goes on from
+
+    @property
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint to go on from, if any."""
+        return None if self.saver is None else self.saver.saved
+
+    def _save(self, stage: Stage) -> None:
+        """Let the saver write a checkpoint, if it is time."""
+        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+
+        def run() -> dict[str, Any]:
+            own = run_state(stage, self.history, self.stages, self.clock, self.transport)
+            return own | self._progress()
+
+        self.saver.step(len(self.history), last, lambda: self._parts(stage.best), run)
+
+    def _parts(self, best: Best) -> dict[int, State]:
+        """Return the states that this rank writes: here on rank 0, a layer each."""
+        if self.transport.rank > 0:
+            return {}
+        now = by_layer([weight.detach() for weight in self.weights], self._state())
+        kept = self._best_by_layer(best.weights) if best.weights else [{} for _ in now]
+        return {layer: own | prefixed("best", kept[layer]) for layer, own in enumerate(now)}
+
+    def _best_by_layer(self, snapshot: Any) -> list[State]:
+        return by_layer(snapshot)
+
+    def _progress(self) -> dict[str, Any]:
+        """Return what the ranks share beside what every run does; collective."""
+        return {}
+
+    def _state(self) -> list[dict[str, Any]]:
+        """Return copies of the optimiser's state, one dict a weight."""
+        copy = [dict(self.optimizer.state[weight]) for weight in self.weights]
+        return [{k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()} for own in copy]
+
+    def _set_state(self, state: dict[int, dict[str, Any]]) -> None:
+        """Give the weights of these numbers their optimiser state."""
+        for number, own in state.items():
+            self.optimizer.state[self.weights[number]] = own
+
+    def _restore(self, states: Sequence[State]) -> tuple[Stage, list[State]]:
+        """Take up what every run shares; return the stage, and each layer's best weights, {} before there are any."""
+        stage, self.history, self.stages = restore_run(self.saved.progress, self.clock, self.transport)
+        return stage, [under("best", state) for state in states]
+
+    def _begin(self, start: Callable[[], Sequence[tuple[Tensor, Tensor]]]) -> Stage:
+        """Begin the one stage of a network that does not grow: at ``start``, (W, b) a layer, or at the checkpoint."""
+        self.clock.start()
+        saved, depth = self.saved, self.settings.layers
+        states = [] if saved is None else [saved.layer(layer) for layer in range(depth)]
+        layers = [(state["W"], state["b"]) for state in states] or start()
+        self.weights = [array.contiguous().requires_grad_() for layer in layers for array in layer]
+        self.optimizer = self.settings.optimizer(self.weights)
+        self._set_state(dict(enumerate(optimiser_states(states))))
+        self.clock.stop()
+        if saved is None:
+            return Stage(0, depth, self._evaluate())
+        stage, best = self._restore(states)
+        if best[0]:
+            stage.best.weights = [state[name] for state in best for name in "Wb"]
+        return stage
+
     # Measuring: none of it counts as training
 
     def _measure(self) -> dict[str, Any]:
@@ -154,3 +231,19 @@ class Driver:
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
         return run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
+
+
+def by_layer(weights: Sequence[Tensor], optimiser: Sequence[dict[str, Any]] | None = None) -> list[State]:
+    """Return weights [W_1, b_1, ..] and the optimiser's state of each, sorted into one state a layer."""
+    layers: list[State] = [{} for _ in weights[::2]]
+    for number, weight in enumerate(weights):
+        own, name = layers[number // 2], "Wb"[number % 2]
+        own[name] = weight
+        if optimiser is not None:
+            own |= prefixed(name, optimiser[number])
+    return layers
+
+
+def optimiser_states(layers: Sequence[State]) -> list[dict[str, Any]]:
+    """Return the optimiser's state of each weight, in the order of ``weights``."""
+    return [under(name, state) for state in layers for name in "Wb"]

@@ -28,8 +28,6 @@ class Backprop(GraphClassifier, BackpropSettings):
     without validation nodes).
     """
 
-    saves = True
-
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
         """Return the optimiser of these weights, or groups of weights; the settings are checked ones."""
         raise NotImplementedError

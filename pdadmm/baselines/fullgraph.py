@@ -17,10 +17,12 @@ from pdadmm.baselines.dropout import dropped, entry_mask
 from pdadmm.baselines.gnn import GNNSettings, GraphProblem
 from pdadmm.baselines.mixers import Mixer, convolve
 from pdadmm.baselines.shards import scores, tally
+from pdadmm.checkpoint import State
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown, Stage
+from pdadmm.recording import Best, Breakdown
+from pdadmm.saver import Saver
 
 __all__ = ["FirstLayer", "FullGraphSolver"]
 
@@ -95,8 +97,9 @@ class FullGraphSolver(Driver):
     def __init__(
         self, problem: GraphProblem, settings: Any, transport: Transport, mixer: Mixer, holders: list[np.ndarray],
         times: Breakdown, eval_every: int = 1, watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(settings, transport, eval_every, watch)
+        super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.mixer, self.times = problem, mixer, times
         own = holders[transport.rank]
         began = time.perf_counter()
@@ -111,15 +114,29 @@ class FullGraphSolver(Driver):
     def run(self) -> FullGraphSolver:
         """Train; collective over the ranks."""
         s = self.settings
-        self.clock.start()
         widths = [self.problem.inputs, *[s.hidden] * (s.layers - 1), self.problem.classes]
-        layers = init_weights(s.architecture, widths, s.seed, self.dtype)
-        self.weights = [array.contiguous().requires_grad_() for layer in layers for array in layer]
-        self.optimizer = s.optimizer(self.weights)
-        self.clock.stop()
-        self._run_stage(Stage(0, s.layers, self._evaluate()))
+        stage = self._begin(lambda: init_weights(s.architecture, widths, s.seed, self.dtype))
+        if self.saved is not None:
+            self.times.restore(self.saved.progress["kinds"])
+            if s.bound_to_ranks:
+                self.mixer.restore(self.saved.layer(s.layers + self.transport.rank))
+        self._run_stage(stage)
         self.mixer.finish()
         return self
+
+    # Checkpoints
+
+    def _holds(self) -> str:
+        return f"{len(self.y)} of {self.problem.nodes} nodes"
+
+    def _parts(self, best: Best) -> dict[int, State]:
+        own = {}
+        if self.settings.bound_to_ranks:
+            own = {self.settings.layers + self.transport.rank: self.mixer.state()}
+        return super()._parts(best) | own
+
+    def _progress(self) -> dict[str, Any]:
+        return {"kinds": self.times.state(self.transport)}
 
     def _pass(self, iteration: int) -> float:
         self.transport.trace.mark("dense")

@@ -23,6 +23,7 @@ from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import below_one, closed_fraction, one_of, param, whole, whole_of
 from pdadmm.quantize import BITS
 from pdadmm.recording import Breakdown
+from pdadmm.saver import Saver
 
 __all__ = ["GCN", "HALOS", "FullGraph", "MixGCN"]
 
@@ -51,12 +52,14 @@ class FullGraph(GNNClassifier):
         settings: FullGraph,
         transport: Transport,
         watch: Callable[[dict[str, Any]], None],
+        saver: Saver | None = None,
     ) -> Outcome:
         widths = [problem.inputs, *[settings.hidden] * (settings.layers - 1), problem.classes]
         times, began = Breakdown(transport.trace), time.perf_counter()
         mixer, holders, told = settings._spread(problem, transport, widths, times)
         told["seconds_partition"] = max(transport.allgather(time.perf_counter() - began))
-        solver = FullGraphSolver(problem, settings, transport, mixer, holders, times, settings.eval_every, watch).run()
+        every = settings.eval_every
+        solver = FullGraphSolver(problem, settings, transport, mixer, holders, times, every, watch, saver).run()
         weights = {layer: (W.detach(), b.detach()) for layer, (W, b) in enumerate(solver.layers())}
         return Outcome(weights, solver.history, solver.stages, solver.summary() | told)
 
@@ -86,6 +89,10 @@ class GCN(FullGraph):
     boundary_share: float = param(0.1, closed_fraction, "share of each boundary that a sampled halo reads")
     bits: int = param(8, whole_of(BITS), "bits of each number of a quantized halo")
     chunks: int = param(1, whole(1), "chunks of rows of a mixed layer's pipeline")
+
+    @property
+    def bound_to_ranks(self) -> bool:
+        return self.halo == "pipelined"  # an old halo is of the nodes next to a rank's own
 
     def _spread(self, problem, transport, widths, times):
         part = None

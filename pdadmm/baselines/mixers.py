@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pdadmm.baselines.dropout import node_mask
 from pdadmm.baselines.exchange import Halo, Link, PlainWire, QuantizedWire, draw
 from pdadmm.baselines.initial import BOUNDARY
+from pdadmm.checkpoint import State, under
 from pdadmm.models.gnn import product
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import Breakdown
@@ -54,6 +55,13 @@ class Mixer:
 
     def finish(self) -> None:
         """Wait for what is still under way."""
+
+    def state(self) -> State:
+        """Return what the next epoch needs of this one, for a checkpoint; training may go on from here."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint's state, on the rank that it was of."""
 
     def layer(self, l: int, h: Tensor, W: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and x."""
@@ -245,5 +253,27 @@ class PipelinedMixer(HaloMixer):
 
     def finish(self) -> None:
         for l, way in sorted(self.under_way):
-            (self.features if way == FEATURES else self.adjoints)[l].wait()
+            self._links(way)[l].wait()
         self.under_way.clear()
+
+    def state(self) -> State:
+        """Return what is in use and, once it has arrived, what the next epoch will take in."""
+        state: State = {"under_way": sorted(self.under_way)}
+        state |= {f"held.{l}.{way}": array for (l, way), array in self.held.items()}
+        for l, way in sorted(self.under_way):
+            link = self._links(way)[l]
+            link.wait()
+            state |= {f"came.{l}.{way}.{peer}": buffer for peer, buffer in link.into.items()}
+        return state
+
+    def restore(self, state: State) -> None:
+        self.under_way = {(l, way) for l, way in state["under_way"]}
+        for name, array in under("held", state).items():
+            l, way = map(int, name.split("."))
+            self.held[l, way] = array
+        for name, array in under("came", state).items():
+            l, way, peer = map(int, name.split("."))
+            self._links(way)[l].into[peer].copy_(array)
+
+    def _links(self, way: int) -> dict[int, Link]:
+        return self.features if way == FEATURES else self.adjoints

@@ -31,6 +31,7 @@ COMMANDS = {
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
         Command("convert", "pdadmm.cli.convert", "make a graph on disk from lists of edges of any size"),
         Command("augment", "pdadmm.cli.augment", "augment a graph on disk within a limit of memory"),
+        Command("plan", "pdadmm.cli.plan", "predict memory, bytes and seconds of a training, and how to spread it"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
         Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),

@@ -21,6 +21,7 @@ from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import boolean, optional, param, whole
 from pdadmm.sampling.estimator import BatchClassifier, BatchProblem, cluster_sampler
 from pdadmm.sampling.network import Features
+from pdadmm.saver import Saver
 
 __all__ = ["GIST"]
 
@@ -59,11 +60,16 @@ class GIST(BatchClassifier):
         return settings
 
     def _train(
-        self, problem: BatchProblem, settings: GIST, transport: Transport, watch: Callable[[dict], None]
+        self,
+        problem: BatchProblem,
+        settings: GIST,
+        transport: Transport,
+        watch: Callable[[dict], None],
+        saver: Saver | None = None,
     ) -> Outcome:
         sampler, seconds = cluster_sampler(problem, settings, transport)
         solver = GISTSolver(
-            problem, problem.features, sampler, settings, transport, settings.eval_every, watch
+            problem, problem.features, sampler, settings, transport, settings.eval_every, watch, saver
         ).run()
         homes, (own, output) = solver.homes, solver.best
         summary = solver.summary() | seconds

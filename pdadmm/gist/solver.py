@@ -10,18 +10,22 @@ from torch import Tensor
 
 from pdadmm.baselines.driver import Driver
 from pdadmm.baselines.shards import scores, tally
+from pdadmm.checkpoint import Checkpoint, State
 from pdadmm.gist.adam import adam_step_
 from pdadmm.gist.groups import deal_groups
 from pdadmm.gist.homes import Homes
 from pdadmm.gist.slices import infer_in_slices, layer_of
 from pdadmm.models.gnn import Aggregation
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown, Stage
+from pdadmm.recording import Best, Breakdown, Stage
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
 from pdadmm.sampling.solver import batch_loss, whole_graph
+from pdadmm.saver import Saver
 
 __all__ = ["GISTSolver"]
+
+COUNTS = ("steps", "rounds", "left", "predicted")  # what the ranks know alike
 
 
 class GISTSolver(Driver):
@@ -40,8 +44,9 @@ class GISTSolver(Driver):
         transport: Transport,
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:
-        super().__init__(settings, transport, eval_every, watch)
+        super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.features, self.sampler = problem, features, sampler
         self.whole, self.members = whole_graph(Aggregation(problem.S), settings.layers, problem.parts)
         widths = [problem.inputs, *[settings.hidden] * (settings.layers - 1), problem.classes]
@@ -53,10 +58,14 @@ class GISTSolver(Driver):
 
     def run(self) -> GISTSolver:
         """Train to the end; collective over the ranks."""
-        self.clock.start()
-        self.homes.start(self.settings.seed)
-        self.clock.stop()
-        self._run_stage(Stage(0, self.settings.layers, self._evaluate()))
+        if self.saved is not None:
+            stage = self._go_on(self.saved)
+        else:
+            self.clock.start()
+            self.homes.start(self.settings.seed)
+            self.clock.stop()
+            stage = Stage(0, self.settings.layers, self._evaluate())
+        self._run_stage(stage)
         return self
 
     # Rounds
@@ -118,6 +127,46 @@ class GISTSolver(Driver):
         for block, gradient in zip((*blocks, bias), gradients):
             adam_step_(block, gradient, s.learning_rate, s.weight_decay, self.steps)
         return float(loss.detach())
+
+    # Checkpoints: a part for each home, so that any number of ranks may go on with them
+
+    def _holds(self) -> str:
+        return f"narrow networks {self.homes.own.start + 1} to {self.homes.own.stop} of {self.homes.parts}"
+
+    def _parts(self, best: Best) -> dict[int, State]:
+        return {home: self._part(home, best) for home in self.homes.own}
+
+    def _part(self, home: int, best: Best) -> State:
+        state: State = {"output": self.homes.output}
+        state |= {f"state.{k}": planes for k, planes in enumerate(self.homes.state[home])}
+        if self.left:  # in the midst of a round
+            state |= {f"block.{k}": block for k, block in enumerate(self.blocks[home])} | {"bias": self.biases[home]}
+        if best.weights:
+            weights, output = best.weights
+            state |= {"best.output": output} | {f"best.{k}": values for k, values in enumerate(weights[home])}
+        return state
+
+    def _progress(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return {"counts": counts, "kinds": self.times.state(self.transport)}
+
+    def _go_on(self, saved: Checkpoint) -> Stage:
+        """Bring homes and workers to where a checkpoint was written, on any number of ranks."""
+        (stage, _), matrices = self._restore([]), range(len(self.homes.matrices))
+        vars(self).update(saved.progress["counts"])
+        self.times.restore(saved.progress["kinds"])
+        parts = {home: saved.layer(home) for home in self.homes.own}
+        some = parts[self.homes.own.start] if parts else saved.layer(0)
+        self.homes.output = some["output"]
+        self.homes.state = {home: [part[f"state.{k}"] for k in matrices] for home, part in parts.items()}
+        if self.left:
+            self.groups = deal_groups(self.settings.seed, self.rounds, self.homes.widths, self.homes.parts)
+            self.blocks = {home: [part[f"block.{k}"] for k in matrices] for home, part in parts.items()}
+            self.biases = {home: part["bias"] for home, part in parts.items()}
+        if "best.output" in some:
+            weights = {home: [part[f"best.{k}"] for k in matrices] for home, part in parts.items()}
+            stage.best.weights = weights, some["best.output"]
+        return stage
 
     # Evaluation: between rounds, or in the midst of one, which goes on as if nothing had been
 

@@ -22,6 +22,7 @@ from pdadmm.sampling.neighbours import NeighbourSampler
 from pdadmm.sampling.network import Features
 from pdadmm.sampling.solver import SampledSolver
 from pdadmm.sampling.walks import WalkSampler
+from pdadmm.saver import Saver
 
 __all__ = ["BatchClassifier", "BatchProblem", "SampledGNN", "cluster_sampler"]
 
@@ -97,11 +98,16 @@ class SampledGNN(BatchClassifier):
         return settings
 
     def _train(
-        self, problem: BatchProblem, settings: SampledGNN, transport: Transport, watch: Callable[[dict], None]
+        self,
+        problem: BatchProblem,
+        settings: SampledGNN,
+        transport: Transport,
+        watch: Callable[[dict], None],
+        saver: Saver | None = None,
     ) -> Outcome:
         sampler, seconds = settings.make_sampler(problem, transport)
         solver = SampledSolver(
-            problem, problem.features, sampler, settings, transport, settings.eval_every, watch
+            problem, problem.features, sampler, settings, transport, settings.eval_every, watch, saver
         ).run()
         weights = {layer: (W.detach(), b.detach()) for layer, (W, b) in enumerate(solver.layers())}
         return Outcome(weights, solver.history, solver.stages, solver.summary() | seconds)

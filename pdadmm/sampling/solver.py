@@ -15,9 +15,10 @@ from pdadmm.baselines.shards import scores, tally
 from pdadmm.models.gnn import Aggregation, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
-from pdadmm.recording import Breakdown, Stage
+from pdadmm.recording import Breakdown
 from pdadmm.sampling.batch import Batch, Sampler
 from pdadmm.sampling.network import Dropout, Features, batch_logits
+from pdadmm.saver import Saver
 
 __all__ = ["SampledSolver", "batch_loss", "whole_graph"]
 
@@ -53,8 +54,9 @@ class SampledSolver(Driver):
         transport: Transport,
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
+        saver: Saver | None = None,
     ) -> None:
-        super().__init__(settings, transport, eval_every, watch)
+        super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.features, self.sampler = problem, features, sampler
         self.whole, self.members = whole_graph(Aggregation(problem.S), settings.layers, problem.parts)
         self.steps, self.times = 0, Breakdown()
@@ -62,15 +64,20 @@ class SampledSolver(Driver):
 
     def run(self) -> SampledSolver:
         """Train to the end; collective over the ranks."""
-        self.clock.start()
         s, p = self.settings, self.problem
         widths = [p.inputs, *[s.hidden] * (s.layers - 1), p.classes]
-        layers = init_weights(s.architecture, widths, s.seed, self.dtype)
-        self.weights = [array.requires_grad_() for layer in layers for array in layer]
-        self.optimizer = s.optimizer(self.weights)
-        self.clock.stop()
-        self._run_stage(Stage(0, s.layers, self._evaluate()))
+        stage = self._begin(lambda: init_weights(s.architecture, widths, s.seed, self.dtype))
+        if self.saved is not None:
+            self.steps = self.saved.progress["steps"]
+            self.times.restore(self.saved.progress["kinds"])
+        self._run_stage(stage)
         return self
+
+    def _holds(self) -> str:
+        return f"share {self.transport.rank + 1} of {self.transport.size} of the batches"
+
+    def _progress(self) -> dict[str, Any]:
+        return {"steps": self.steps, "kinds": self.times.state(self.transport)}
 
     def _pass(self, iteration: int) -> float:
         losses, counts = 0.0, 0.0
