@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from shared import machine
 
 from pdadmm.augment import Augmenter
 from pdadmm.disk.augment import Request, augment_folder
@@ -165,6 +164,8 @@ def main() -> None:
     if given.child:
         child(given.folder, given.child)
         return
+    from shared import machine  # it brings torch, which no child needs
+
     limits = given.limits.split(",")
     given.folder.mkdir(exist_ok=True)
     if not (given.folder / "graph" / "graph.json").exists():
