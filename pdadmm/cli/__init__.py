@@ -30,7 +30,7 @@ COMMANDS = {
         Command("tune", "pdadmm.cli.tune", "search a solver's settings by validation accuracy"),
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
-        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
+        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name, or download some"),
         Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),
     )
 }
