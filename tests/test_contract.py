@@ -1,4 +1,4 @@
-"""What every solver, every transport and every reader must do; a new row of a table is covered without a new line here."""
+"""What every solver, transport and reader must do; a new row of a table is covered without a new line here."""
 
 from __future__ import annotations
 
