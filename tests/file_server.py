@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 
 @dataclass
@@ -53,7 +55,8 @@ def serving() -> Iterator[Files]:
     thread.start()
     files.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield files
+        with mock.patch.dict(os.environ, {"no_proxy": "*"}):
+            yield files
     finally:
         server.shutdown()
         thread.join()

@@ -193,6 +193,7 @@ def test_no_room(server, fetch, tmp_path, monkeypatch):
 
 def test_https_checks_the_certificate(tmp_path, monkeypatch):
     """The same server is believed once its certificate is, and not before."""
+    monkeypatch.setenv("no_proxy", "*")
     if not shutil.which("openssl"):
         pytest.skip("openssl makes the certificate")
     names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
