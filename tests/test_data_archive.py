@@ -138,7 +138,7 @@ def test_an_older_folder_stays(tmp_path):
     written(tmp_path / "a.zip", ("set/a", b"1"))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").write_text("mine")
-    refused(tmp_path, "a complete zip archive|exists")
+    refused(tmp_path, f"absent from {tmp_path}; remove that folder")
 
 
 @given(at=st.integers(0, 10**6), value=st.integers(0, 255))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from file_server import Served, serving
-from graph_writers import write_ogb, write_own
+from graph_writers import fitted, write_ogb, write_own, write_planetoid
 
 from pdadmm.cli import datasets as command
 from pdadmm.cli import main
-from pdadmm.data import DATASETS, Dataset, Remote, csbm, load_dataset
+from pdadmm.data import DATASETS, Dataset, Remote, csbm, download, load_dataset
 from pdadmm.data.cache import cache_folder
 from pdadmm.data.download import download_dataset
 from pdadmm.errors import InputError
@@ -130,6 +130,50 @@ def test_zips_are_unpacked_and_removed(server, fetch, zipped, tmp_path, monkeypa
     server["papers.zip"].content = server["papers.zip"].content[:-1] + b"x"
     with pytest.raises(InputError, match="as recorded"):
         fetch("ogb-tiny")
+
+
+@pytest.mark.parametrize("ended", ["before unpacking", "before the zip was removed"])
+def test_an_end_at_any_moment_is_gone_on_from(server, fetch, zipped, tmp_path, monkeypatch, ended):
+    module, call = (download, "unpack") if ended == "before unpacking" else (download.Path, "unlink")
+
+    unlink = Path.unlink
+
+    def end(path, *_, **more):
+        if path.suffix == ".zip":
+            raise KeyboardInterrupt
+        unlink(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, end)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("ogb-tiny")
+    folder = tmp_path / "cache" / "ogb-tiny"
+    assert "papers.zip" in [path.name for path in folder.iterdir()]
+    assert fetch("ogb-tiny")[1][0].trusted == "recorded"
+    assert sorted(path.name for path in folder.iterdir()) == ["download.json", "papers"]
+    assert len(server["papers.zip"].requests) == 1
+
+
+def test_a_set_of_several_files(server, fetch, tmp_path, monkeypatch):
+    """Raw Planetoid files; the one that is damaged on the way is fetched again, the others are not."""
+    graph = fitted(GRAPH, {"dense", "weights", "free splits"})
+    (tmp_path / "raw").mkdir()
+    for path in sorted(write_planetoid(graph, tmp_path / "raw").iterdir()):
+        server[path.name] = Served(path.read_bytes())
+    names = [path.name for path in sorted((tmp_path / "raw").iterdir())]
+    row = Dataset("g", "a", 40, 0, 4, 3, "public", "b", "c", ("g.npz",), page="https://d",
+                  remotes=tuple(Remote(f"{server.url}/{name}", 10**6) for name in names))  # fmt: skip
+    monkeypatch.setitem(DATASETS, "g", row)
+    server[names[3]].cut = 20
+    with pytest.raises(InputError, match="20 bytes of"):
+        fetch("g")
+    _, files = fetch("g")
+    assert [(one.file, one.new) for one in files] == [(name, k >= 3) for k, name in enumerate(names)]
+    monkeypatch.setenv("PDADMM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PDADMM_DATA", raising=False)
+    again = load_dataset("g")
+    assert again.fingerprint() == graph.fingerprint()
+    assert again.own_split == "public"
 
 
 def test_a_cut_download_goes_on(server, fetch, tiny):

@@ -28,6 +28,8 @@ def unpack(archive: Path, folder: Path, root: str, limit: int) -> Path:
 
     Raises InputError, with nothing left behind.
     """
+    if (folder / root).exists():
+        raise InputError("download", f"{archive} with the folder {root}", f"absent from {folder}", "remove that folder")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _checked(opened, archive, root, limit)

@@ -63,14 +63,7 @@ def download_dataset(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError("cache", str(folder), "a folder that can be made", problem.strerror or "") from None
-    record = _read_record(folder / _RECORD)
-    fetched = []
-    for remote in row.remotes:
-        one = _fetch(remote, folder, record, watch, allow_local_http)
-        fetched.append(one)
-        if record.get(one.file) != one.sha256:
-            record[one.file] = one.sha256
-            _write_record(folder / _RECORD, record)
+    fetched = [_fetch(remote, folder, watch, allow_local_http) for remote in row.remotes]
     if row.nodes <= LARGEST_READ:
         graph = read_files(row, folder)
         if graph is None:
@@ -79,12 +72,14 @@ def download_dataset(
     return folder, fetched
 
 
-def _fetch(remote: Remote, folder: Path, record: dict[str, str], watch: Watch | None, local: bool) -> Fetched:
-    """Fetch and unpack one file, unless it is there."""
+def _fetch(remote: Remote, folder: Path, watch: Watch | None, local: bool) -> Fetched:
+    """Fetch, record and unpack one file, unless it is there. Whatever ends it, the next call goes on from there."""
+    record = _read_record(folder / _RECORD)
     target, recorded = folder / remote.file, record.get(remote.file, "")
     expected = remote.sha256 or recorded
     trusted = "published" if remote.sha256 else "recorded" if recorded else "first use"
     if remote.unpacked is not None and recorded and (folder / remote.unpacked[0]).is_dir():
+        target.unlink(missing_ok=True)
         return Fetched(remote.file, recorded, False, "recorded")
     new = not target.is_file()
     if new:
@@ -100,6 +95,8 @@ def _fetch(remote: Remote, folder: Path, record: dict[str, str], watch: Watch | 
         if expected and digest != expected:
             remedy = "the file was changed since it was fetched: remove it and download again"
             raise InputError("download", f"{target} with the SHA-256 {digest}", expected, remedy)
+    if digest != recorded:
+        _write_record(folder / _RECORD, record | {remote.file: digest})
     if remote.unpacked is not None:
         unpack(target, folder, *remote.unpacked)
         target.unlink()
@@ -112,7 +109,7 @@ def check_statistics(row: Dataset, graph: Graph) -> None:
         found = getattr(graph, f"num_{what}")
         if found != getattr(row, what):
             value = f"{row.name} with {found} {what}"
-            remedy = "the files are not those of this data set: remove them"
+            remedy = "the files are not those of this data set: remove their folder"
             raise InputError("download", value, f"{getattr(row, what)} {what}", remedy)
 
 
