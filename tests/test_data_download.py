@@ -240,7 +240,7 @@ def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "download_dataset", partial(download_dataset, allow_local_http=True))
     assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path / "cache")]) == 0
     text = capsys.readouterr().out
-    assert "fetched, trusted on first use (nobody published a checksum): recorded" in text
+    assert "fetched, trusted on first use (no checksum of it is known here): recorded" in text
     assert "nodes, features and classes are as expected" in text
     assert f"pdadmm train --dataset tiny --data-dir {tmp_path / 'cache' / 'tiny'}" in text
     monkeypatch.setenv("PDADMM_CACHE", str(tmp_path / "cache"))

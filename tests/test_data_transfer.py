@@ -181,6 +181,7 @@ def test_two_at_once(server, fetch, tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="one process at a time"):
             fetch()
+        assert left(tmp_path) == ["f.partial"]
 
 
 def test_no_room(server, fetch, tmp_path, monkeypatch):

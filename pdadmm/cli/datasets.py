@@ -71,7 +71,7 @@ def _about(name: str) -> None:
     if row.files:
         print(f"{'files:':12} {', '.join(row.files)}")
     for remote in row.remotes:
-        digest = remote.sha256 or "none published; that of the first download is kept"
+        digest = remote.sha256 or "none known; that of the first download is kept"
         print(f"{'url:':12} {remote.url} (at most {human_bytes(remote.limit)}; SHA-256: {digest})")
     if row.files and not row.remotes:
         print(f"{'url:':12} none: fetch the files by hand from the page")
@@ -92,7 +92,7 @@ def _download(name: str, cache: str | None) -> None:
 
 def _trust(trusted: str) -> str:
     if trusted == "first use":
-        return "trusted on first use (nobody published a checksum): recorded, and compared from now on"
+        return "trusted on first use (no checksum of it is known here): recorded, and compared from now on"
     return f"as {trusted}"
 
 

@@ -16,7 +16,7 @@ __all__ = ["DATASETS", "Dataset", "Remote"]
 class Remote:
     """A file to download: its ``url``, and the ``limit`` in bytes beyond which the transfer is refused.
 
-    ``sha256`` is "" where no checksum was published: then the one of the first download is kept and holds from
+    ``sha256`` is "" where no published checksum is known: then the one of the first download is kept and holds from
     then on. ``unpacked`` names the folder inside a zip archive and bounds, in bytes, what it may unpack to.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import json
@@ -50,9 +51,7 @@ def transfer(
     _check_scheme(url, allow_local_http)
     partial, facts = (target.with_name(target.name + end) for end in (".partial", ".partial.json"))
     try:
-        with contextlib.ExitStack() as closing:
-            lock = closing.enter_context(partial.open("ab"))
-            _only_one(lock, target)
+        with _only_one(partial, facts, target) as lock:
             if not _is_whole(partial, facts, url):
                 _receive(url, partial, facts, limit, watch, allow_local_http)
             digest = file_sha256(partial)
@@ -69,9 +68,6 @@ def transfer(
     except (OSError, http.client.HTTPException) as problem:  # URLError, timeouts and TLS among them
         detail = getattr(problem, "reason", None) or str(problem) or type(problem).__name__
         raise InputError("download", f"{url} ({detail})", "a file that can be fetched", _AGAIN) from None
-    finally:
-        if partial.is_file() and partial.stat().st_size == 0:  # nothing to go on from
-            _remove(partial, facts)
     return digest
 
 
@@ -80,13 +76,19 @@ def _remove(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _only_one(lock: Any, target: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError("download", str(target), "fetched by one process at a time; another is at it") from None
+@contextlib.contextmanager
+def _only_one(partial: Path, facts: Path, target: Path) -> Iterator[Any]:
+    """Hold the partial file for this process alone; at the end remove it if it is empty, so not to be gone on from."""
+    with partial.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError("download", str(target), "fetched by one process at a time; another is at it") from None
+        try:
+            yield lock
+        finally:
+            if partial.is_file() and partial.stat().st_size == 0:
+                _remove(partial, facts)
 
 
 def _check_scheme(url: str, allow_local_http: bool) -> None:
