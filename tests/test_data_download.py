@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from graph_writers import fitted, write_ogb, write_own, write_planetoid
 
 from pdadmm.cli import datasets as command
 from pdadmm.cli import main
-from pdadmm.data import DATASETS, Dataset, Remote, csbm, download, load_dataset
+from pdadmm.data import DATASETS, Dataset, Remote, csbm, download, load_dataset, transfer
 from pdadmm.data.cache import cache_folder
 from pdadmm.data.download import download_dataset
 from pdadmm.errors import InputError
@@ -264,6 +265,20 @@ def test_progress_at_a_terminal(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path)]) == 0
     assert "tiny.npz" in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_what_arrived(server, tiny, tmp_path, monkeypatch, capsys):
+    """SIGINT while the file arrives; the same command then asks for the rest alone."""
+    monkeypatch.setattr(command, "download_dataset", partial(download_dataset, allow_local_http=True))
+    monkeypatch.setattr(transfer, "_PIECE", 256)
+    with monkeypatch.context() as patch:
+        patch.setattr(command._Transfer, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    arrived = (tmp_path / "tiny" / "tiny.npz.partial").stat().st_size
+    assert arrived == 256
+    assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path)]) == 0
+    assert server["tiny.npz"].requests[1]["Range"] == "bytes=256-"
 
 
 def test_the_table_and_the_facts(capsys):

@@ -19,7 +19,7 @@ COLUMNS = ("name", "nodes", "edges", "features", "classes", "split", "descriptio
 
 
 def run(arguments: list[str]) -> int:
-    """Print the registry as a table, the facts of one data set, or download some."""
+    """Print the registry as a table, the facts of one data set, or download some (130 where SIGINT ended that)."""
     given = _parser().parse_args(arguments)
     if given.about is not None and given.download is not None:
         raise InputError("about", given.about, "left out with --download", "call the command twice")
@@ -28,8 +28,12 @@ def run(arguments: list[str]) -> int:
     if given.about is not None:
         _about(given.about)
     elif given.download is not None:
-        for name in given.download.split(","):
-            _download(name, given.cache)
+        try:
+            for name in given.download.split(","):
+                _download(name, given.cache)
+        except KeyboardInterrupt:
+            print("pdadmm: stopped; the same command goes on from here", file=sys.stderr)
+            return 130
     else:
         _list()
     return 0
