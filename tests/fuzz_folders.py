@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -143,7 +144,9 @@ def read_an_archive(folder: Path, r: random.Random) -> None:
             info = zipfile.ZipInfo(name)
             info.filename = r.choice(NAMES) if r.random() < 0.1 else name
             info.external_attr = r.choice((0, 0, 0o100644, 0o120777, 0o020666, r.getrandbits(16))) << 16
-            archive.writestr(info, content)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Duplicate name", UserWarning)
+                archive.writestr(info, content)
     if r.random() < 0.6:
         (place / "a.zip").write_bytes(damage_bytes((place / "a.zip").read_bytes(), r))
     try:
