@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pdadmm.errors import InputError
@@ -18,6 +19,7 @@ __all__ = [
     "closed_fraction",
     "fraction",
     "instance_of",
+    "memory_size",
     "non_negative",
     "number",
     "one_of",
@@ -97,8 +99,8 @@ closed_fraction = _number(0.0, 1.0, False, "a number from 0 to 1")
 below_one = _number(0.0, 1.0, False, "a number of at least 0 and below 1", high_open=True)
 
 
-def one_of(names: Sequence[str]) -> Check:
-    """One of the names of a family's table."""
+def one_of(names: Collection[str]) -> Check:
+    """One of the names of a family's table; where it is the table itself, rows that a user adds later count, too."""
 
     def accept(value: Any) -> str:
         if value not in names:
@@ -115,6 +117,21 @@ def optional(check: Check) -> Check:
         accept=lambda value: None if value is None else check.accept(value),
         allowed=check.allowed + ", or None",
     )
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _accept_size(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip().lower(), re.ASCII)
+    size = int(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
+    if isinstance(value, bool) or size < 1:
+        raise ValueError
+    return size
+
+
+memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")
 
 
 def _accept_stages(value: Any) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_the_text_exists(page, capsys):
-    known = flags_of_train(capsys) | {"--version"}
+    known = flags_of_train(capsys) | {"--version"} | {"--ntasks", "--cpus-per-task", "--signal"}  # the last are Slurm's
     known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
     for folder in ("examples", "benchmarks"):
         known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
@@ -244,13 +244,16 @@ def test_every_data_set_format_operator_weighting_and_scaling_is_documented():
 
 
 @pytest.fixture(scope="module")
-def small():
+def small(tmp_path_factory):
     """A short run of one solver of each kind, and the keys of all their summaries with those of `pdadmm train`."""
     augmented, gnns = (pdadmm.PDADMMG, pdadmm.Adam), (pdadmm.GCN, pdadmm.SampledGNN, pdadmm.GIST)
     kinds = [*(partial(solver, hops=1) for solver in augmented), *gnns]
     runs = [solver(layers=3, hidden=8, iterations=2).fit(pdadmm.digits()) for solver in kinds]
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes"}
-    return runs, added.union(*(run.summary_ for run in runs))
+    from_disk = {"memory": "300MiB", "scratch": tmp_path_factory.mktemp("disk")}
+    disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
+    assert disk.history_[0].keys() == runs[0].history_[0].keys()
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted"}
+    return runs, added.union(disk.summary_, *(run.summary_ for run in runs))
 
 
 def tables_of(title: str) -> list[set[str]]:

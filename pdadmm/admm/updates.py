@@ -1,8 +1,8 @@
 """The subproblems of pdADMM-G, one pure function each (Wang et al. 2022, Algorithm 1; docs/math.md).
 
 Names are the paper's. V training nodes, n = n_l, m = n_{l-1}; arrays are node-major. A function ending
-in ``_`` works in place. None of them communicates, and all of them see one block of nodes at a time,
-but for W and b, which need sums over all nodes (Moments).
+in ``_`` works in place. All of them see one block of nodes at a time and none communicates, but for W and b:
+these need sums over all nodes, which come as Moments or through a Shard.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
 __all__ = [
     "Moments",
     "cholesky",
+    "dual",
+    "inverse_p",
     "prepare_p_exact",
     "spd_inverse",
     "update_W_b_exact",
+    "update_W_b_gradient",
     "update_W_gradient_",
     "update_b_",
     "update_p_constrained_",
@@ -48,16 +52,30 @@ def spd_inverse(A: Tensor) -> Tensor:
     return torch.cholesky_inverse(cholesky(A))
 
 
+def inverse_p(W: Tensor, nu: float, rho: float) -> Tensor:
+    """Return (nu W^T W + rho I)^-1 (m, m), which all nodes share in the exact p-update."""
+    system = nu * (W.mT @ W)
+    system.diagonal().add_(rho)
+    return spd_inverse(system)
+
+
 def prepare_p_exact(
-    z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float, out: Tensor | None = None
+    z: Tensor,
+    W: Tensor,
+    b: Tensor,
+    nu: float,
+    rho: float,
+    out: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return nu (z - b) W, in ``out`` if given, and (nu W^T W + rho I)^-1: the part that needs no q.
 
-    It runs while q is still on its way from the rank below. Shapes: z (V, n), W (n, m), out (V, m).
+    It runs while q is still on its way from the rank below; blocks of nodes share one ``inverse``, by inverse_p.
+    Shapes: z (V, n), W (n, m), out (V, m).
     """
-    system = nu * (W.mT @ W)
-    system.diagonal().add_(rho)
-    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), spd_inverse(system)
+    if inverse is None:
+        inverse = inverse_p(W, nu, rho)
+    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), inverse
 
 
 def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
@@ -122,27 +140,34 @@ def _floored(x: Tensor) -> Tensor:
 
 
 def update_W_gradient_(
-    W: Tensor, r: Tensor, p: Tensor, nu: float, mu: float, kappa: float = 0.0, target: Tensor | None = None
+    W: Tensor,
+    r: Tensor,
+    p: Tensor,
+    nu: float,
+    mu: float,
+    kappa: float = 0.0,
+    target: Tensor | None = None,
+    shard: Shard = WHOLE,
 ) -> None:
     """Take W <- W - G/theta on nu/2 |r|^2 + mu/2 |W|^2 + nu kappa/2 |W - target|^2, carrying r along.
 
     theta = (nu |p G^T|^2 + (mu + nu kappa) |G|^2) / |G|^2 is the curvature along the gradient G.
-    W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m).
+    W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m), the rows of ``shard``.
     """
-    G = torch.addmm(mu * W, r.mT, p, alpha=-nu)
+    G = shard.total(torch.addmm((mu if shard.leads else 0.0) * W, r.mT, p, alpha=-nu))
     if kappa:
         G.add_(W if target is None else W - target, alpha=nu * kappa)
     pG = p @ G.mT
     G_squared = G.square().sum()
-    theta = nu * pG.square().sum() + (mu + nu * kappa) * G_squared
+    theta = nu * shard.total(pG.square().sum()) + (mu + nu * kappa) * G_squared
     step = torch.where(theta > 0, G_squared / theta, 0.0)
     W.sub_(step * G)
     r.add_(step * pG)
 
 
-def update_b_(b: Tensor, r: Tensor) -> None:
+def update_b_(b: Tensor, r: Tensor, shard: Shard = WHOLE) -> None:
     """Add to b the mean over nodes of r = z - p W^T - b: the exact b-subproblem; r is carried along."""
-    shift = r.mean(0)
+    shift = shard.mean(r)
     b.add_(shift)
     r.sub_(shift)
 
@@ -164,6 +189,13 @@ class Moments:
     def of(cls, p: Tensor, z: Tensor) -> Moments:
         """Return the sums of one block of nodes; p (V, m), z (V, n)."""
         return cls(p.mT @ p, z.mT @ p, p.sum(0), z.sum(0), len(p))
+
+    def over(self, shard: Shard) -> Moments:
+        """Return the sums over all shards from those of one."""
+        if shard.alone:
+            return self
+        pp, zp, p_sum, z_sum = shard.totals((self.pp, self.zp, self.p_sum, self.z_sum))
+        return Moments(pp, zp, p_sum, z_sum, shard.nodes)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -203,6 +235,22 @@ def update_W_b_exact(
     return W, b
 
 
+def update_W_b_gradient(
+    moments: Moments, W: Tensor, b: Tensor, nu: float, mu: float, kappa: float = 0.0, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return W and b after update_W_gradient_ and update_b_, from sums over nodes: ``moments`` are those of p and r.
+
+    |p G^T|^2 = <G, G p^T p>, and the mean of r after the step follows from the sums of r and p.
+    """
+    G = mu * W - nu * moments.zp
+    if kappa:
+        G.add_(W if target is None else W - target, alpha=nu * kappa)
+    G_squared = G.square().sum()
+    theta = nu * (G * (G @ moments.pp)).sum() + (mu + nu * kappa) * G_squared
+    step = torch.where(theta > 0, G_squared / theta, 0.0)
+    return W - step * G, b + (moments.z_sum + step * (G @ moments.p_sum)) / moments.count
+
+
 def update_q_(q: Tensor, p_next: Tensor, u: Tensor, f_z: Tensor, nu: float, rho: float) -> None:
     """Set q to (rho p_next + u + nu f(z)) / (rho + nu), the exact q-subproblem; all (V, n)."""
     torch.mul(p_next, rho, out=q)
@@ -226,3 +274,8 @@ def update_q_u_(
     else:
         update_q_(q, p_next, u, activation(z), nu, rho)
         update_u_(u, p_next, q, rho)
+
+
+def dual(q: Tensor, z: Tensor, activation: PiecewiseLinear, nu: float, out: Tensor) -> Tensor:
+    """Return u = nu (q - f(z)) in ``out``: what update_q_ and update_u_ leave, whatever u was before; all (V, n)."""
+    return torch.sub(q, activation(z), out=out).mul_(nu)

@@ -22,9 +22,11 @@ from pdadmm.cli.common import (
 )
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
+from pdadmm.history import History
 from pdadmm.parallel.launch import launched_rank, make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
+from pdadmm.planner.report import predict_run, resident_bytes, sentence
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -47,16 +49,21 @@ def run(arguments: list[str]) -> int:
     graph = together(transport, lambda: _graph(given, transport))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
+    base = resident_bytes()
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
+        if solver.streams:
+            checkpoints |= {"memory": given.memory, "scratch": given.scratch}
         estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
+    summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if transport.rank == 0 else None
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
+        _compare(summary, estimator.history_)
     return 0
 
 
@@ -76,6 +83,10 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     if preset is not None:
         add_preset_flag(parser)
     add_parameter_flags(parser, flags(solver), preset=preset)
+    if solver.streams:
+        disk = parser.add_argument_group("training from disk")
+        disk.add_argument("--memory", metavar="SIZE", help="limit on memory beyond the graph's, such as 2GiB")
+        disk.add_argument("--scratch", metavar="DIR", help="folder for what does not fit, and for checkpoints")
     out = parser.add_argument_group("results")
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
@@ -130,6 +141,14 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
         raise InputError(
             "summary, history, save, trace", error.filename or "", "files that can be written", error.strerror or ""
         ) from None
+
+
+def _compare(summary: dict[str, Any], history: History) -> None:
+    """Print predicted beside measured, where there is a model of the solver."""
+    before = history[-2]["bytes"] if len(history) > 1 else 0
+    line = sentence(summary, history[-1]["bytes"] - before)
+    if line is not None:
+        print(line)
 
 
 def _report(summary: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ __all__ = ["load_dataset", "load_with_split", "read_files"]
 
 
 def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -> Graph:
-    """Load a graph by registry name, or from a file or folder in a format of ``READERS``.
+    """Load a graph by registry name, or from a file or folder in a format of ``READERS`` or of `pdadmm convert`.
 
     A name of ``DATASETS`` is looked for in ``data_dir``, else in the folder that the environment variable
     PDADMM_DATA names, and then in the cache of `pdadmm datasets --download`: its files and folders, then raw
@@ -37,6 +37,11 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
         return read_npz(text, own_split=known.own_split if known else "file")
     name, _, rest = text.partition(":")
     row = DATASETS.get(name)
+    if row is None and text and Path(text, "graph.json").is_file():
+        from pdadmm.disk.graph import DiskGraph  # it needs this package's readers
+
+        with DiskGraph(text) as graph:
+            return graph.to_graph()
     if row is None and text and Path(text).exists():
         return read_path(text)
     if row is None or (rest and row.builder is None):
