@@ -78,4 +78,5 @@ def read_path(path: str | Path, name: str | None = None, own_split: str = "file"
     if not path.exists():
         raise InputError("dataset", str(path), "a file or folder that exists", "check the path")
     known = "; ".join(row.description for row in READERS.values())
-    raise InputError("dataset", str(path), f"in a format that can be read: {known}")
+    allowed = f"in a format that can be read: {known}; or a folder with a graph.json, of pdadmm convert"
+    raise InputError("dataset", str(path), allowed)
