@@ -248,7 +248,7 @@ def small():
     augmented, gnns = (pdadmm.PDADMMG, pdadmm.Adam), (pdadmm.GCN, pdadmm.SampledGNN, pdadmm.GIST)
     kinds = [*(partial(solver, hops=1) for solver in augmented), *gnns]
     runs = [solver(layers=3, hidden=8, iterations=2).fit(pdadmm.digits()) for solver in kinds]
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "confusion"}
     return runs, added.union(*(run.summary_ for run in runs))
 
 

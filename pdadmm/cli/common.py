@@ -21,6 +21,7 @@ __all__ = [
     "add_preset_flag",
     "add_solver_flag",
     "check_writable",
+    "early_flags",
     "flags",
     "preset_name",
     "read_graph",
@@ -33,7 +34,7 @@ def flags(solver: type) -> list[dataclasses.Field]:
     return [field for field in parameters(solver) if field.metadata["check"].flag]
 
 
-def _early(command: str, arguments: list[str], *names: str) -> argparse.Namespace:
+def early_flags(command: str, arguments: list[str], *names: str) -> argparse.Namespace:
     """Read a few flags ahead of the others, whose names and defaults depend on them."""
     from pdadmm.cli import Parser
 
@@ -45,13 +46,13 @@ def _early(command: str, arguments: list[str], *names: str) -> argparse.Namespac
 
 def solver_name(command: str, arguments: list[str]) -> str:
     """Return the solver that the arguments name: its flags are known only then."""
-    early = _early(command, arguments, "solver", "bits")
+    early = early_flags(command, arguments, "solver", "bits")
     return early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
 
 
 def preset_name(command: str, arguments: list[str]) -> str:
     """Return the preset that the arguments name: the solver's defaults are known only then."""
-    name = _early(command, arguments, "preset").preset
+    name = early_flags(command, arguments, "preset").preset
     return "default" if name is None else name
 
 
