@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -204,9 +205,19 @@ def _told(run: dict[str, Any]) -> str:
 
 
 def _in_child(work: Callable[[Any], Any], job: Any) -> Any:
-    """Return ``work(job)`` from a fresh process, whose peak memory is its own."""
+    """Return ``work(job)`` from a fresh process, whose peak memory is its own; Ctrl-C ends both, in one sentence."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, job).result()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours
+        try:
+            future = pool.submit(work, job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _run_alone(job: dict[str, Any]) -> dict[str, Any]:

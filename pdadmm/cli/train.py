@@ -12,6 +12,7 @@ from pdadmm.cli import run_folder
 from pdadmm.cli.common import (
     accepted,
     add_data_flags,
+    add_log_flags,
     add_parameter_flags,
     add_preset_flag,
     add_solver_flag,
@@ -20,20 +21,19 @@ from pdadmm.cli.common import (
     preset_name,
     read_graph,
     solver_name,
+    start_logging,
 )
 from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
-from pdadmm.parallel.launch import launched_rank, make_transport, together
+from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
 __all__ = ["run"]
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 def run(arguments: list[str]) -> int:
@@ -47,9 +47,7 @@ def run(arguments: list[str]) -> int:
     given = parser.parse_args(config.words(parser))
     run_folder.place(given)
     estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
-    if given.log_level not in LEVELS:
-        raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
-    console.start_logging("warning" if given.quiet else given.log_level, launched_rank())
+    start_logging(given)
     config.tell_versions()
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport, estimator))
@@ -102,8 +100,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
     out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
     out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    out.add_argument("--quiet", action="store_true", help="no progress")
-    out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
+    add_log_flags(out)
     return parser
 
 
