@@ -18,7 +18,6 @@ from pdadmm.augment import propagate, propagation_matrix
 from pdadmm.augment.hops import default_slice_columns
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
-from pdadmm.estimator import NodeClassifier
 from pdadmm.parameters import boolean, optional, whole
 
 __all__ = ["SIGN", "logits"]
@@ -71,7 +70,7 @@ class SIGN:
         return f"SIGN({self.K}, self_loops={self.self_loops}, slice_columns={self.slice_columns})"
 
 
-def logits(solver: NodeClassifier, graph: Graph | Any) -> Tensor:
+def logits(solver: Any, graph: Graph | Any) -> Tensor:
     """Return the logits (V, C) of a fitted estimator for a Graph, or augmented arrays, as a tensor without gradient.
 
     Columns as in ``classes_``; softmax gives ``predict_proba``. Raises scikit-learn's NotFittedError before ``fit``.

@@ -186,7 +186,7 @@ def test_damaged_folders(folder, tmp_path, capsys, name, content):
         read_run(tmp_path / "none")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     summary=st.dictionaries(
         st.sampled_from(["stages", "confusion", "bytes_by_kind", "predicted", "layers", "seed", "test_accuracy"]),
@@ -206,7 +206,7 @@ def test_any_json_is_shown_or_left_out(folder, summary):
 # Charts and timeline
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     points=st.lists(st.tuples(st.floats(0, 1e6), st.floats(-1e9, 1e9)), max_size=50),
     log=st.booleans(),
@@ -225,6 +225,7 @@ def test_a_chart_draws_what_it_can(points, log, lowest):
         assert all(17.9 <= y <= 256.1 for _, y in found)
 
 
+@settings(deadline=None, max_examples=50)
 @given(low=st.floats(-1e6, 1e6), length=st.floats(1e-3, 1e6))
 def test_ticks_are_few_and_inside(low, length):
     for ticks in (_ticks(low, low + length), _log_ticks(abs(low) + 1e-3, abs(low) + 1e-3 + length)):
@@ -233,6 +234,7 @@ def test_ticks_are_few_and_inside(low, length):
     assert all(low - 1e-6 * length <= tick <= low + length * (1 + 1e-6) for tick in _ticks(low, low + length))
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     lengths=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.001, 5)), min_size=1, max_size=20),
     bins=st.integers(1, 30),

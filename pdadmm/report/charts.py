@@ -83,8 +83,7 @@ def _svg(
         lines.append(f'<text class="tick" x="{x + 3:.1f}" y="{TOP - 5}">{escape(word)}</text>')
     # an inner svg cuts off what lies below the axis
     box = f"{LEFT} {TOP} {WIDTH - LEFT - RIGHT} {HEIGHT - TOP - BOTTOM}"
-    x, y, width, height = box.split()
-    lines.append(f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">')
+    lines.append('<svg x="{}" y="{}" width="{}" height="{}" viewBox="{}">'.format(*box.split(), box))
     for one in curves:
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in one.points)
         drawn = f'<polyline points="{path}"/>'
@@ -114,7 +113,7 @@ def _ticks(low: float, high: float) -> list[float]:
     >>> _ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    if high - low <= 1e-12 * max(abs(low), abs(high), LEAST):
+    if high - low <= 1e-5 * max(abs(low), abs(high), LEAST):
         return [low]
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))

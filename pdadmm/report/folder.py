@@ -72,8 +72,8 @@ def _spans(text: str) -> list[list[Span]]:
         if event.get("ph") != "X":
             continue
         about = event.get("args") if isinstance(event.get("args"), dict) else {}
-        start, length = event.get("ts"), event.get("dur")
-        if not is_number(start) or not is_number(length) or start < 0 or length < 0:
+        start, length = numbers(event, "ts", "dur")
+        if start is None or length is None or start < 0 or length < 0:
             raise ValueError("an event without its time")
         layer, iteration = about.get("layer"), about.get("iteration")
         layer = layer if type(layer) is int else None
