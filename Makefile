@@ -1,6 +1,7 @@
 # make train   set up .venv and run the main job: 10 layers on 4 MPI ranks, the digits graph
 # make test    set up .venv and run the tests
 # make lint    set up .venv, check style and types
+# make docs    set up .venv and build the documentation into build/docs; warnings are errors
 # make bench   set up .venv and time the parts, a few minutes; bench-full: the sizes of docs/benchmarks/cpu.md
 # make coverage, make test-openmpi   the tests once more: lines they run, and MPI under Open MPI
 # make clean   remove all that these made
@@ -11,7 +12,8 @@
 PYTHON ?= python3
 RANKS ?= 4
 TRAIN_FLAGS ?= --dataset digits --layers 10
-PYTEST_FLAGS ?=
+# Two at a time, the tests of a file together: they share what they trained.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ FLOOR ?= 90
 # One BLAS thread per rank: ranks share the cores, and thread counts change the last bits of a product.
 export OMP_NUM_THREADS := 1
 
-.PHONY: train test bench bench-full test-openmpi coverage lint setup clean
+.PHONY: train test bench bench-full test-openmpi coverage lint docs setup clean
 
 train: $(STAMP)
 	mkdir -p out
@@ -55,7 +57,11 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-# Lines of the package that the tests run, those in child processes left out; slower than `make test`.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "build/docs/index.html"
+
+# Lines of the package that the tests run, those in child processes left out.
 coverage: $(STAMP)
 	$(BIN)/python -m pytest --cov=pdadmm --cov-fail-under=$(FLOOR) $(PYTEST_FLAGS)
 

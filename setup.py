@@ -11,8 +11,8 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "pdadmm/__init__.py").re
 MPI = ["mpi4py>=4.0,<5"]
 PLOT = ["matplotlib>=3.8,<4"]
 TEST = [
-    *("mpich>=4.2", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-cov>=6,<8", "hypothesis>=6.100,<7"),
-    *("ruff>=0.8", "mypy>=1.15,<3"),
+    *("mpich>=4.2", "pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-cov>=6,<8", "pytest-xdist>=3.6,<4"),
+    *("hypothesis>=6.100,<7", "ruff>=0.8", "mypy>=1.15,<3"),
 ]
 
 setup(
@@ -62,6 +62,7 @@ setup(
         "gpu": ["cupy-cuda13x>=14.0,<15"],
         "plot": PLOT,
         "partition": ["pymetis>=2025.1"],
+        "docs": ["sphinx>=8.2", "myst-parser>=4.0", "furo>=2024.8"],
         "test": [*MPI, *PLOT, *TEST],
     },
     entry_points={"console_scripts": ["pdadmm = pdadmm.__main__:main"]},

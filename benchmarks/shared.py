@@ -34,10 +34,18 @@ def random_problem(nodes: int, inputs: int, classes: int) -> Problem:
 
 
 def full_network(
-    problem: Problem, layers: int, hidden: int, transport: Transport | None = None, warm: int = 3
+    problem: Problem,
+    layers: int,
+    hidden: int,
+    transport: Transport | None = None,
+    warm: int = 3,
+    grid: str = "auto",
 ) -> tuple[ADMMSolver, Network]:
-    """Return a network of full depth, grown as by default after ``warm`` iterations a stage, and its solver."""
-    settings = ADMMSettings(layers=layers, hidden=hidden).checked()
+    """Return a network of full depth, grown as by default after ``warm`` iterations a stage, and its solver.
+
+    ``grid`` places it on the ranks of ``transport``.
+    """
+    settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid).checked()
     solver = ADMMSolver(problem, settings, transport or LocalTransport())
     placement = None
     for number, depth in enumerate(settings.stages):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pdadmm.errors import InputError
@@ -18,6 +19,7 @@ __all__ = [
     "closed_fraction",
     "fraction",
     "instance_of",
+    "memory_size",
     "non_negative",
     "number",
     "one_of",
@@ -97,8 +99,8 @@ closed_fraction = _number(0.0, 1.0, False, "a number from 0 to 1")
 below_one = _number(0.0, 1.0, False, "a number of at least 0 and below 1", high_open=True)
 
 
-def one_of(names: Sequence[str]) -> Check:
-    """One of the names of a family's table."""
+def one_of(names: Collection[str]) -> Check:
+    """One of the names of a family's table; where it is the table itself, rows that a user adds later count, too."""
 
     def accept(value: Any) -> str:
         if value not in names:
@@ -168,3 +170,20 @@ def validate(holder: Any) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError, OverflowError):
             raise InputError(field.name, value, check.allowed) from None
     return values
+
+
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _accept_size(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip(), re.ASCII | re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError
+    size = int(float(match[1]) * _UNITS[match[2].upper().removesuffix("B") + "B" * (match[2] != "")])
+    if size < 1:
+        raise ValueError
+    return size
+
+
+memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")

@@ -26,8 +26,8 @@ __all__ = ["Saver"]
 
 log = logging.getLogger("pdadmm")
 
-# What may differ between a run and the one that goes on with it: no iteration is computed otherwise.
-FREE = ("threads", "max_seconds", "on_divergence")
+# What may differ between a run and the one that goes on with it: every iteration stays the same, to rounding.
+FREE = ("threads", "max_seconds", "on_divergence", "grid")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

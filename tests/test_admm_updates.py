@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import newton_z, scan_z
 
 from pdadmm.admm import losses
-from pdadmm.admm.activations import ACTIVATIONS, get_activation
+from pdadmm.admm.activations import ACTIVATIONS, PiecewiseLinear, get_activation
 from pdadmm.admm.first_layer import FIRST_LAYERS, GradientFirst, GramFirst, KernelFirst, choose_first_layer
 from pdadmm.admm.layer import link_sums, squared_norm
 from pdadmm.admm.losses import LOSSES, get_loss, softmax_newton
@@ -40,6 +40,8 @@ PENALTIES = st.floats(-4, 3).map(lambda exponent: 10.0**exponent)
 SHAPES = st.tuples(  # V, n, m: V=1, n=1, V < n and V >> n all occur
     st.sampled_from([1, 2, 3, 7, 20, 60]), st.sampled_from([1, 2, 5, 12]), st.sampled_from([1, 2, 5, 12])
 )
+# the library's activations, and two of a user's
+FUNCTIONS = ACTIVATIONS | {"abs": PiecewiseLinear("abs", -1.0), "steep": PiecewiseLinear("steep", 1.5)}
 
 
 class Layer:
@@ -278,11 +280,11 @@ def test_spd_inverse_inverts(seed, n):
 # q and u
 
 
-@given(seed=SEEDS, shape=SHAPES, nu=PENALTIES, rho=PENALTIES, name=st.sampled_from(list(ACTIVATIONS)))
+@given(seed=SEEDS, shape=SHAPES, nu=PENALTIES, rho=PENALTIES, name=st.sampled_from(list(FUNCTIONS)))
 @settings(max_examples=60, deadline=None)
 def test_q_is_the_minimum_and_u_follows(seed, shape, nu, rho, name):
     s = Layer(seed, shape)
-    f_z = get_activation(name)(s.q + 0.5)
+    f_z = FUNCTIONS[name](s.q + 0.5)
 
     def objective(q):
         gap = s.p - q
@@ -305,11 +307,11 @@ def test_q_is_the_minimum_and_u_follows(seed, shape, nu, rho, name):
 ELEMENTS = st.one_of(st.floats(-5, 5), st.sampled_from([0.0, -0.0, 1e-8, -1e-8, 300.0, -300.0]))
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 @given(a=ELEMENTS, q=ELEMENTS, z_old=ELEMENTS, prox_z=st.sampled_from([0.0, 0.1, 1.0, 7.0]))
 @settings(max_examples=150, deadline=None)
 def test_z_beats_every_point_of_a_grid(name, a, q, z_old, prox_z):
-    f = get_activation(name)
+    f = FUNCTIONS[name]
 
     def objective(z):
         return (z - a).square() + (q - f(z)).square() + prox_z * (z - z_old).square()
@@ -338,11 +340,11 @@ def test_the_proximal_term_takes_part_in_the_comparison():
     assert float(relu.minimise(a, q, z_old, 1.0)) == pytest.approx(right)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_activations_are_what_torch_says(name):
     z = torch.linspace(-3, 3, 61)
     plain = {"relu": torch.relu, "leaky_relu": torch.nn.LeakyReLU(0.01), "identity": torch.nn.Identity()}
-    f = get_activation(name)
+    f = FUNCTIONS[name]
     if name in plain:
         torch.testing.assert_close(f(z), plain[name](z))
     assert f.idempotent == torch.equal(f(f(z)), f(z))
@@ -519,9 +521,9 @@ def assert_close_in(dtype, ours, theirs) -> None:
 @needs_kernels
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_c_updates_equal_the_equations(two_threads, name, dtype, shape):
-    f, nu, rho = get_activation(name), 0.3, 0.7
+    f, nu, rho = FUNCTIONS[name], 0.3, 0.7
     a, q, z, p, u = draws(5, shape, dtype)
     wide = [x.double() for x in (a, q, z, p, u)]
     for prox_z in (0.0, 0.1, 1.0):
@@ -550,9 +552,9 @@ def test_the_c_updates_equal_the_equations(two_threads, name, dtype, shape):
 @needs_kernels
 @pytest.mark.parametrize("shape", [*SIZES, (700, 1601)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_c_sums_equal_the_equations(name, dtype, shape):
-    f = get_activation(name)
+    f = FUNCTIONS[name]
     p, q, u, z = draws(4, shape, dtype)
     before, found = torch.get_num_threads(), []
     for threads in (1, 3):

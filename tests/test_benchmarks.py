@@ -21,6 +21,8 @@ SMALL = {
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
     "sign": (["--nodes", "60", "--edges", "200", "--features", "9", "--repeat", "1"], ["torch.sparse / pdadmm"]),
+    "plan": (["--machine-dir", str(FOLDER.parent / "examples"), "--only", "1", "--share", "0.01", "--repeat", "1"],
+             ["bytes: predicted / measured 1.000 to 1.000 over 1 runs"]),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
 }
 
@@ -36,6 +38,13 @@ def run(capsys, monkeypatch):
         return capsys.readouterr().out
 
     return run
+
+
+def test_grid_sets_a_grid_beside_one_process(run):
+    agree = run("grid", "agree", "--layers", "2", "--hidden", "8", "--grids", "1x1")
+    assert agree.count("| digits |") == 9
+    assert agree.count("| 1x1 | 0.0e+00 | 0.0e+00 | 0.0e+00 |") == 3
+    assert "1x1 / 1x1: 1.000" in run("grid", "time", *SHAPE, "--repeat", "2")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -203,7 +203,7 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_the_text_exists(page, capsys):
-    known = flags_of_train(capsys) | {"--version"}
+    known = flags_of_train(capsys) | {"--version"} | {"--ntasks", "--cpus-per-task", "--signal"}  # the last are Slurm's
     known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
     for folder in ("examples", "benchmarks"):
         known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
@@ -248,7 +248,7 @@ def small():
     augmented, gnns = (pdadmm.PDADMMG, pdadmm.Adam), (pdadmm.GCN, pdadmm.SampledGNN, pdadmm.GIST)
     kinds = [*(partial(solver, hops=1) for solver in augmented), *gnns]
     runs = [solver(layers=3, hidden=8, iterations=2).fit(pdadmm.digits()) for solver in kinds]
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "confusion"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
     return runs, added.union(*(run.summary_ for run in runs))
 
 

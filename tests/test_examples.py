@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pdadmm.solvers import SOLVERS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = ("--hidden", "8", "--iterations", "2")
 
@@ -75,9 +77,46 @@ def test_convergence_plots_finished_runs(tmp_path):
     assert "<svg" in (tmp_path / "a.svg").read_text("utf-8")
 
 
+def test_custom_activation(tmp_path):
+    out = launch(sys.executable, str(EXAMPLES / "custom_activation.py"), "--layers", "3", *SMALL, folder=tmp_path)
+    assert re.fullmatch(r"relu  test accuracy \d.\d+ after 4 iterations\nmine  test .* 4 iterations\n", out)
+
+
+def test_custom_quantizer(tmp_path):
+    out = launch(sys.executable, str(EXAMPLES / "custom_quantizer.py"), "--layers", "3", *SMALL, folder=tmp_path)
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:2] for row in rows] == [[c, g] for c in ("value", "constrained") for g in ("linspace", "from-zero")]
+    sent = [int(row[5]) for row in rows]
+    assert sent[0] == sent[1] < sent[2] == sent[3]  # where p is constrained, q goes in 32 bits
+
+
+def test_quantized(tmp_path):
+    script = str(EXAMPLES / "quantized.py")
+    out = launch(sys.executable, script, "--layers", "3", "--bits", "32,4,0", *SMALL, folder=tmp_path)
+    rows = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:]}
+    assert rows["32"] == "1.0x"
+    assert 1.0 < float(rows["4"][:-1]) < 8.0 < float(rows["0"][:-1])
+
+
+def test_compare_solvers(tmp_path):
+    out = launch(sys.executable, str(EXAMPLES / "compare_solvers.py"), *SMALL, folder=tmp_path)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert [row[0] for row in rows] == list(SOLVERS)
+    assert all(0.0 <= float(row[2]) <= 1.0 for row in rows)
+
+
+def test_paper(tmp_path):
+    pytest.importorskip("matplotlib")
+    script = str(EXAMPLES / "paper.py")
+    out = launch(sys.executable, script, "--table", "3", "--layers", "3", "--seeds", "2", *SMALL, folder=tmp_path)
+    assert re.fullmatch(r"(.* 3 layers of 8: test [01].\d{4} ± 0.\d{4}\n){2}", out)
+    launch(sys.executable, script, "--figure", "2", "--layers", "2", *SMALL, "--out", "f.png", folder=tmp_path)
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_says_purpose_run_time_and_command(path):
     docstring = path.read_text("utf-8").split('"""')[1]
     assert "Run time: about " in docstring
     assert f"python examples/{path.name}" in docstring
-    assert path.stem in {"quickstart", "mpi_layers", "convergence"}, "a new example needs a test here"
+    assert f"def test_{path.stem}" in Path(__file__).read_text("utf-8"), "a new example needs a test here"

@@ -74,7 +74,7 @@ def assert_same_arrays(result: Result, alone: Result) -> None:
 
 
 def comparable(row: dict) -> dict:
-    machine = ("seconds", "bytes", "peak_rss", "ranks", "threads")
+    machine = ("seconds", "bytes", "peak_rss", "ranks", "grid", "threads")
     return {key: value for key, value in row.items() if not key.startswith(machine)}
 
 
@@ -172,7 +172,8 @@ def commands(tmp_path_factory):
     train = ["train", "--dataset", "csbm:200", "--layers", "4", "--hidden", "4", "--hops", "1", "--iterations", "2"]
     lines = {
         "good": [*train, "--summary", str(folder / "good.json"), "--save", str(folder / "good.safetensors")],
-        "ranks": [*train[:3], "--layers", "1"],
+        "grid": [*train, "--grid", "2x2"],
+        "shards": [*train[:3], "--layers", "1", "--iterations", "2", "--summary", str(folder / "shards.json")],
         "dataset": ["train", "--dataset", "koala"],
         "missing": ["train", "--dataset", str(folder / "missing.npz")],
         "nan": ["train", "--dataset", str(folder / "nan.npz"), "--split", "random:5", "--layers", "4"],
@@ -224,10 +225,18 @@ def test_backpropagation_takes_more_ranks_than_layers(commands):
     assert (summary["layers"], summary["ranks"]) == (1, 2)
 
 
+def test_more_ranks_than_layers_share_nodes(commands):
+    folder, told = commands
+    assert [rank["shards"]["status"] for rank in told] == [0, 0], told[0]["shards"]["err"]
+    summary = json.loads((folder / "shards.json").read_text())
+    assert (summary["layers"], summary["ranks"], summary["grid"]) == (1, 2, "1x2")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ranks", ["ranks = 2", "at most 1"]), ("dataset", ["dataset = koala"]), ("missing", ["missing.npz"]),
+        ("grid", ["grid = 2x2", "auto or one of 2x1, 1x2 on 2 ranks with 4 layers"]),
+        ("dataset", ["dataset = koala"]), ("missing", ["missing.npz"]),
         ("nan", ["nan.npz"]), ("keys", ["keys.npz"]), ("flag", ["--koala"]), ("number", ["nu = -1"]),
         ("stages", ["stages = 2,3"]), ("split", ["split = koala"]), ("solver", ["solver = koala"]),
         ("folder", ["summary", "nowhere"]), ("patience", ["patience = 2"]), ("divergence", ["layer", "nu"]),
@@ -297,11 +306,10 @@ def test_ranks_that_do_not_fit_together_end_with_words(tmp_path):
     assert "message of 32 bytes did not arrive" in told[1]["long"]
 
 
-def test_more_ranks_than_layers_ends_the_job_with_status_2():
-    done = mpiexec(2, "-m", "pdadmm", "train", "--dataset", "csbm:200", "--layers", "1", timeout=90)
+def test_a_grid_of_another_number_of_ranks_ends_the_job_with_status_2():
+    done = mpiexec(2, "-m", "pdadmm", "train", "--dataset", "csbm:200", "--layers", "1", "--grid", "2x1", timeout=90)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    assert done.stderr.count("ranks = 2") == 1
-    assert "mpirun -n 1" in done.stderr
+    assert done.stderr.count("grid = 2x1: must be auto or 1x2 on 2 ranks with 1 layer;") == 1
     assert "Traceback" not in done.stdout + done.stderr
 
 

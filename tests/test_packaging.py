@@ -61,7 +61,7 @@ def run(*command: str, **options) -> str:
 
 def test_the_pins_lie_in_the_ranges(setup_arguments):
     extras = setup_arguments["extras_require"]
-    assert set(extras) == {"mpi", "gpu", "plot", "partition", "test"}
+    assert set(extras) == {"mpi", "gpu", "plot", "partition", "docs", "test"}
     needed = [*setup_arguments["install_requires"], *extras["mpi"], *extras["plot"], *extras["test"]]
     for requirement in map(Requirement, needed):
         assert requirement.specifier, f"{requirement} has no bound"
@@ -139,7 +139,7 @@ def test_make_train_is_the_main_job():
     assert "install --quiet --disable-pip-version-check -r requirements.txt -e ." in plan
     assert "mpirun -n 4 .venv/bin/python -m pdadmm train --dataset digits --layers 10" in plan
     plan = run("make", "--dry-run", "--always-make", "test", cwd=ROOT, env=environment)
-    assert plan.rstrip().endswith(".venv/bin/python -m pytest")
+    assert plan.rstrip().endswith(".venv/bin/python -m pytest -n 2 --dist loadfile")
 
 
 def test_ci_runs_the_command_of_the_readme():

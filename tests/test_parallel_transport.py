@@ -80,7 +80,7 @@ def test_ledger_counts_by_kind():
     assert ledger.received == {"q": 99}
     assert ledger.bytes_sent == 100
     assert ledger.bytes_other == 12
-    assert PAYLOAD_KINDS == ("p", "q", "features", "adjoints", "gradients", "blocks")
+    assert PAYLOAD_KINDS == ("p", "q", "moments", "features", "adjoints", "gradients", "blocks")
 
 
 def test_a_new_ledger_is_empty():

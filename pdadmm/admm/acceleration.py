@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdadmm.admm.shard import WHOLE, Shard
+
 __all__ = ["ACCELERATIONS", "Momentum"]
 
 # Name -> whether stage number k (from 0) is accelerated.
@@ -23,13 +25,15 @@ class Momentum:
 
     beta_k = (t_k - 1) / t_{k+1}, t_{k+1} = (1 + sqrt(1 + 4 t_k^2)) / 2 (Beck and Teboulle 2009, FISTA), started
     again when |p - q|^2 + |q - q_used|^2 does not fall (O'Donoghue and Candes 2015; Goldstein et al. 2014 for
-    ADMM). Both sides of a boundary see the same p, q and u, so they find the same beta without a message.
+    ADMM). Both sides of a boundary see the same p, q and u, so they find the same beta without a message; shards
+    add up what they see, each side for itself.
 
     ``h`` is q of the stage's start, ``coded`` says whether the lower side's own q differs from the one sent.
     After ``step``, ``q`` (and ``own_q``) are what the next updates see; the u given there is changed in place.
     """
 
-    def __init__(self, h: Tensor, coded: bool) -> None:
+    def __init__(self, h: Tensor, coded: bool, shard: Shard = WHOLE) -> None:
+        self.shard = shard
         self.q = h.clone()
         self.own_q = h.clone() if coded else self.q
         self.last_q, self.last_u = h.clone(), torch.zeros_like(h)
@@ -40,6 +44,8 @@ class Momentum:
         """Take p, q and u of this iteration, as both sides know them, and extrapolate q and u."""
         measure = float((p - q).square_().sum(dtype=torch.float64))
         measure += float((q - self.q).square_().sum(dtype=torch.float64))
+        measure, restarts = self.shard.sums(measure, restart)
+        restart = restarts > 0
         if restart or not measure < self.measure:
             self.t = 1.0
         self.measure = math.inf if restart else measure

@@ -15,7 +15,9 @@ __all__ = ["ACTIVATIONS", "PiecewiseLinear", "get_activation"]
 
 @dataclass(frozen=True)
 class PiecewiseLinear:
-    """f(z) = z for z >= 0 and ``negative_slope`` z below; relu has slope 0, the identity slope 1.
+    """f(z) = z for z >= 0 and ``negative_slope`` z below; relu has slope 0, the identity slope 1, |z| slope -1.
+
+    A row of your own: ``ACTIVATIONS["abs"] = PiecewiseLinear("abs", -1.0)``, then ``PDADMMG(activation="abs")``.
 
     >>> PiecewiseLinear("relu", 0.0)(torch.tensor([-1.0, 2.0])).tolist()
     [0.0, 2.0]
@@ -27,7 +29,7 @@ class PiecewiseLinear:
     @property
     def idempotent(self) -> bool:
         """Whether f(f(z)) = f(z), so that a layer with W = I, b = 0 behind f changes nothing."""
-        return self.negative_slope in (0.0, 1.0)
+        return self.negative_slope <= 0.0 or self.negative_slope == 1.0
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.negative_slope == 0.0:

@@ -56,11 +56,14 @@ class Channel:
     the other direction, for the value itself; that message also brings u, which had been fed with it. Where the
     environment variable PDADMM_CHECKSUMS is 1, every message carries the hash.
 
-    ``key`` (seed, layer) seeds stochastic rounding together with the number of the message.
+    ``key`` (seed, layer) seeds stochastic rounding together with the number of the message and those of the nodes,
+    of which ``first_row`` is the first.
     """
 
-    def __init__(self, initial: Tensor, kind: str, layer: int, coder: Coder | None, key: tuple[int, ...]) -> None:
-        self.kind, self.layer, self.coder = kind, layer, coder
+    def __init__(
+        self, initial: Tensor, kind: str, layer: int, coder: Coder | None, key: tuple[int, ...], first_row: int = 0
+    ) -> None:
+        self.kind, self.layer, self.coder, self.first_row = kind, layer, coder, first_row
         self.key = (*key, KINDS[kind])
         self.own = initial
         self.value = initial
@@ -143,7 +146,7 @@ class Channel:
         """Bring ``value`` up to date through the coder; return the flag of a value that is not finite."""
         try:
             out = self.buffer[HEADER_BYTES:] if remote else None
-            self.coder.encode(self.own, (*self.key, self.number), out=out)
+            self.coder.encode(self.own, (*self.key, self.number), self.first_row, out)
         except NotFiniteError:
             # the objective shows it after this iteration, on all ranks at once
             self.value.fill_(torch.nan)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.quantizer import Quantizer
@@ -13,6 +15,7 @@ from pdadmm.admm.settings import ADMMSettings, check_tol
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
+from pdadmm.parallel.rank_grid import check_grid
 from pdadmm.parallel.transport import Transport
 from pdadmm.saver import Saver
 
@@ -23,7 +26,8 @@ __all__ = ["PDADMMG", "PDADMMGQ"]
 class PDADMMG(GraphClassifier, ADMMSettings):
     """A GA-MLP trained by pdADMM-G: gradient-free, all layers in parallel (Wang et al. 2022, Algorithm 1).
 
-    In one process, or under ``mpirun -n R`` with the layers spread over R <= L ranks, with the same result.
+    In one process, or under ``mpirun -n R`` with the layers spread over R <= L ranks, with the same result; with the
+    nodes cut into shards too (``grid``), on any number of ranks, the result is the same to rounding.
     The network grows through ``stages``; the model kept is the full-depth iteration of best validation
     accuracy (the last iteration without validation nodes).
 
@@ -49,10 +53,13 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
     def _checked(self, transport: Transport) -> ADMMSettings:
         settings = self.checked()
-        if transport.size > settings.layers:
-            remedy = f"start at most {settings.layers} ranks (mpirun -n {settings.layers})"
-            raise InputError("ranks", transport.size, f"at most layers = {settings.layers}", remedy)
+        check_grid(settings.grid, transport.size, settings.layers)
         return settings
+
+    def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
+        problem, shift, seconds = super()._problem(settings, graph, y, transport)
+        check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
+        return problem, shift, seconds
 
     def _train(
         self,
@@ -63,10 +70,9 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         saver: Saver | None = None,
     ) -> Outcome:
         solver = ADMMSolver(problem, settings, transport, settings.eval_every, watch, saver=saver).run()
-        weights = dict(solver.weights)
-        if transport.rank == 0:
-            weights[0] = solver.first.weights()
-        return Outcome(weights, solver.history, solver.stages, solver.summary())
+        outcome = Outcome(solver.best_weights(), solver.history, solver.stages, solver.summary())
+        solver.close()
+        return outcome
 
 
 @dataclass(eq=False, repr=False)

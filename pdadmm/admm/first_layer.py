@@ -3,7 +3,8 @@
 FIRST_LAYERS has one row per form. All of them see X (N, n_0), the augmented features of every labelled
 node with the V training nodes first, shifted so that the training rows have mean zero; kappa_1, the ridge
 on W_1, is fixed over the whole run, whatever nu does. ``update(z)`` solves for W_1, b_1 and returns
-a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes.
+a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes. On a Shard X, z and a are its rows, V stays the
+number of all training nodes, and everything but ``start``, ``snapshot`` and ``restore`` is collective over the shards.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
 from pdadmm.checkpoint import State
 
@@ -38,6 +40,11 @@ def gram_matrix(p: Tensor, block: int = 512) -> Tensor:
     return gram
 
 
+def own_rows(X: Tensor, nodes: int, shard: Shard) -> Tensor:
+    """Return p_1: the rows of X that are training nodes, all V = ``nodes`` of them or the shard's."""
+    return X[: nodes if shard.alone else len(shard.rows)]
+
+
 class GramFirst:
     """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
 
@@ -46,9 +53,9 @@ class GramFirst:
 
     name = "gram"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
-        self.X, self.p = X, X[:nodes]
-        gram = gram_matrix(self.p)
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
+        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+        gram = shard.total(gram_matrix(self.p))
         self.kappa = fixed_ridge(gram, nodes, kappa_first)
         gram.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(gram)
@@ -69,9 +76,9 @@ class GramFirst:
 
     def update(self, z: Tensor) -> Tensor:
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
-        self.b = z.mean(0)
+        self.b = self.shard.mean(z)
         # p has mean zero, so z and its centred form have the same cross product
-        self.W = (z.mT @ self.p) @ self.inverse
+        self.W = self.shard.total(z.mT @ self.p) @ self.inverse
         self.a = torch.addmm(self.b, self.p, self.W.mT)
         return self.a
 
@@ -80,8 +87,8 @@ class GramFirst:
         return torch.cat([self.a, torch.addmm(self.b, self.X[len(self.a) :], self.W.mT)])
 
     def penalty(self) -> float:
-        """Return kappa_1 |W_1|^2."""
-        return self.kappa * float(self.W.double().square().sum())
+        """Return this shard's share of kappa_1 |W_1|^2: the first shard counts it."""
+        return self.kappa * float(self.W.double().square().sum()) if self.shard.leads else 0.0
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return W_1 and b_1 for the shifted features."""
@@ -101,17 +108,19 @@ class KernelFirst:
 
     a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean squared
     length of a row of p. For evaluation the kernel of the other labelled nodes with the training nodes is kept.
+    A shard has the rows of its nodes of alpha, kernel and inverse.
     """
 
     name = "kernel"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
-        self.X, self.p = X, X[:nodes]
-        self.kernel = X[nodes:] @ self.p.mT
-        system = gram_matrix(self.p.mT)
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
+        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+        p = shard.whole(self.p)  # every shard has all rows for a moment: they are fewer than the columns
+        self.kernel = X[len(self.p) :] @ p.mT
+        system = gram_matrix(p.mT)
         self.kappa = fixed_ridge(system, nodes, kappa_first)
         system.diagonal().add_(self.kappa)
-        self.inverse = spd_inverse(system)
+        self.inverse = shard.cut(spd_inverse(system))
         self.alpha: Tensor | None = None
 
     @staticmethod
@@ -130,8 +139,9 @@ class KernelFirst:
 
     def update(self, z: Tensor) -> Tensor:
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
-        self.b = z.mean(0)
-        self.alpha = self.inverse @ (z - self.b)
+        everywhere = self.shard.whole(z)
+        self.b = everywhere.mean(0)
+        self.alpha = self.inverse @ (everywhere - self.b)
         self.a = z - self.kappa * self.alpha
         return self.a
 
@@ -139,17 +149,20 @@ class KernelFirst:
         """Return X W_1^T + b_1 for every row of X; the training rows are known from the update."""
         if self.alpha is None:
             return torch.addmm(self.b, self.X, self.W.mT)
-        return torch.cat([self.a, torch.addmm(self.b, self.kernel, self.alpha)])
+        alpha = self.shard.whole(self.alpha, "evaluation")
+        return torch.cat([self.a, torch.addmm(self.b, self.kernel, alpha)])
 
     def penalty(self) -> float:
-        """Return kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>, where p p^T alpha = a - b."""
+        """Return this shard's share of kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>; p p^T alpha = a - b."""
         if self.alpha is None:
-            return self.kappa * float(self.W.double().square().sum())
+            return GramFirst.penalty(self)
         return self.kappa * float(((self.a - self.b).double() * self.alpha).sum())
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return W_1 and b_1 for the shifted features."""
-        return (self.W if self.alpha is None else self.alpha.mT @ self.p), self.b
+        if self.alpha is None:
+            return self.W, self.b
+        return self.shard.total(self.alpha.mT @ self.p, "migration"), self.b
 
     def snapshot(self) -> State:
         """Return a copy of the weights that ``restore`` takes."""
@@ -170,9 +183,10 @@ class GradientFirst:
 
     name = "gradient"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float) -> None:
-        self.X, self.p = X, X[:nodes]
-        self.kappa = kappa_first * float(self.p.double().square().sum()) / nodes  # as the prefactored forms
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
+        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+        (squared,) = shard.sums(float(self.p.double().square().sum()))
+        self.kappa = kappa_first * squared / nodes  # as the prefactored forms
 
     @staticmethod
     def cost(nodes: int, inputs: int, width: int) -> float:
@@ -182,8 +196,8 @@ class GradientFirst:
     def update(self, z: Tensor) -> Tensor:
         """Take one gradient step on |z - p W^T - b|^2 + kappa_1 |W|^2 in W, then the exact b; return a."""
         r = z - self.a
-        update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa)
-        update_b_(self.b, r)
+        update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa, shard=self.shard)
+        update_b_(self.b, r, self.shard)
         self.a = z - r
         return self.a
 

@@ -11,6 +11,7 @@ from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, KernelFirst
 from pdadmm.admm.link import Link
 from pdadmm.admm.losses import CrossEntropy, SquaredError
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import (
     Moments,
     prepare_p_exact,
@@ -46,7 +47,7 @@ class Penalties:
 
 @dataclass
 class Terms:
-    """What one layer adds to the objective and to the residuals, in float64."""
+    """What one layer, or one shard of it, adds to the objective and to the residuals, in float64."""
 
     risk: float = 0.0
     linear: float = 0.0  # |z - p W^T - b|^2
@@ -55,6 +56,9 @@ class Terms:
     link: float = 0.0  # |p_{l+1} - q_l|^2
     dual: float = 0.0  # <u_l, p_{l+1} - q_l>
     q_squared: float = 0.0
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 def squared_norm(x: Tensor) -> float:
@@ -157,7 +161,7 @@ class FirstLayer(Layer):
         self.r.copy_(self.solver.update(self.z))
 
     def ridge(self) -> float:
-        """Return nu/2 kappa_1 |W_1|^2."""
+        """Return this shard's share of nu/2 kappa_1 |W_1|^2."""
         return 0.5 * self.penalties.nu * self.solver.penalty()
 
     def forward(self, _: Tensor | None) -> Tensor:
@@ -169,7 +173,7 @@ class HiddenLayer(Layer):
     """Layers 2..L; ``exact`` chooses between the two forms of the p- and the W-update.
 
     ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I), ``grid`` the fixed
-    grid that p is constrained to, if any.
+    grid that p is constrained to, if any, ``shard`` which nodes these are.
     """
 
     def __init__(
@@ -182,9 +186,10 @@ class HiddenLayer(Layer):
         exact: bool,
         identity: bool,
         grid: Grid | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__(index, activation, penalties)
-        self.W, self.b, self.exact, self.grid = W, b, exact, grid
+        self.W, self.b, self.exact, self.grid, self.shard = W, b, exact, grid, shard
         square = identity and W.shape[0] == W.shape[1]
         self.target = torch.eye(len(W), dtype=W.dtype) if square else None
 
@@ -192,7 +197,7 @@ class HiddenLayer(Layer):
         """Begin a stage from the p of the link below; return a. Fixes the unit of the relative ridges."""
         p = self.below.own_p
         # the mean diagonal of p^T p at the stage's start: fixed, so that the objective is one function
-        self.unit = squared_norm(p) / p.shape[1] or 1.0
+        self.unit = self.shard.sums(squared_norm(p))[0] / p.shape[1] or 1.0
         return self.begin(torch.addmm(self.b, p, self.W.mT))
 
     def snapshot(self) -> State:
@@ -236,17 +241,19 @@ class HiddenLayer(Layer):
         """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
         p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
         if not self.exact:
-            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target)
-            update_b_(self.b, self.r)
+            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target, self.shard)
+            update_b_(self.b, self.r, self.shard)
             torch.sub(self.z, self.r, out=self.r)
             return
         prox = self.penalties.prox_W * self.unit
-        moments = Moments.of(p, self.z)
+        moments = Moments.of(p, self.z).over(self.shard)
         self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
         torch.addmm(self.b, p, self.W.mT, out=self.r)
 
     def ridge(self) -> float:
-        """Return mu/2 |W|^2 + nu/2 kappa |W - I|^2."""
+        """Return this shard's share of mu/2 |W|^2 + nu/2 kappa |W - I|^2: the first shard counts it."""
+        if not self.shard.leads:
+            return 0.0
         value = 0.5 * self.penalties.mu * squared_norm(self.W)
         if self.target is not None:
             value += 0.5 * self.penalties.nu * self.kappa * squared_norm(self.W - self.target)

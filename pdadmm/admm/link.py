@@ -9,6 +9,7 @@ from pdadmm.admm.acceleration import Momentum
 from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.channel import Channel
 from pdadmm.admm.quantizer import Quantizer
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import update_q_, update_q_u_, update_u_
 from pdadmm.checkpoint import State, prefixed, under
 from pdadmm.parallel.transport import Transport
@@ -23,7 +24,7 @@ class Link:
     tensors unless messages are quantized. p travels down and q up; u never travels, since both sides apply the
     same update to the same p and q. ``h`` is the activation that the stage starts from, known to both sides;
     ``layer`` numbers the boundary (l - 1). Where ``accelerate`` is set, q, own_q and u are extrapolated after
-    every iteration.
+    every iteration. ``shard`` says which nodes these are.
     """
 
     def __init__(
@@ -35,15 +36,16 @@ class Link:
         quantizer: Quantizer | None = None,
         seed: int = 0,
         accelerate: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
         assert lower or upper
         self.lower, self.upper = lower, upper
         p = h.clone() if quantizer is None else quantizer.start_p(h)
         coders = (None, None) if quantizer is None else (quantizer.coder("p"), quantizer.coder("q"))
-        self.p_channel = Channel(p, "p", layer, coders[0], (seed, layer))
-        self.q_channel = Channel(h, "q", layer, coders[1], (seed, layer))
+        self.p_channel = Channel(p, "p", layer, coders[0], (seed, layer), shard.rows.start)
+        self.q_channel = Channel(h, "q", layer, coders[1], (seed, layer), shard.rows.start)
         self.u = torch.zeros_like(h)
-        self.momentum = Momentum(h, coders[1] is not None) if accelerate else None
+        self.momentum = Momentum(h, coders[1] is not None, shard) if accelerate else None
         self.resent = 0
         self.q_under_way = False
         self.remote = False

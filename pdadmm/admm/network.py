@@ -10,6 +10,7 @@ from torch import Tensor
 from pdadmm.admm.layer import UPDATED, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.quantizer import Quantizer
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.checkpoint import State
 from pdadmm.parallel.placement import owner_of
 from pdadmm.parallel.transport import Transport
@@ -21,8 +22,9 @@ class Network:
     """The run of layers that ``placement`` gives this rank, joined to its neighbours by Links.
 
     Building it is collective: the forward pass that gives every layer its start goes through the ranks
-    (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V;
-    ``quantizer`` and ``seed`` say how messages are coded, ``accelerate`` whether q, u and z are extrapolated.
+    (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V, or the
+    number of nodes of the ``shard`` that ``transport`` passes up and down; ``quantizer`` and ``seed`` say how messages
+    are coded, ``accelerate`` whether q, u and z are extrapolated.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class Network:
         quantizer: Quantizer | None = None,
         seed: int = 0,
         accelerate: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
-        self.layers, self.transport = list(layers), transport
+        self.layers, self.transport, self.shard = list(layers), transport, shard
         self.quantizer, self.seed, self.accelerate = quantizer, seed, accelerate
         self.uppers = [layer for layer in self.layers if layer.index > 0]
         self.depth = max(run.stop for run in placement)
@@ -69,7 +72,7 @@ class Network:
             bottom.below.connect(self.transport, self.rank_below)
 
     def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
-        return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate)
+        return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate, self.shard)
 
     def _receive(self, nodes: int, kind: str) -> Tensor:
         bottom = self.layers[0]
@@ -77,11 +80,13 @@ class Network:
         return self.transport.receive(h, self.rank_below, kind)
 
     def describe(self) -> str:
-        """Say which layers this rank holds, counted from 1."""
-        own = [layer.index + 1 for layer in self.layers]
-        if len(own) < 2:
-            return f"layer {own[0]} of {self.depth}" if own else "no layer"
-        return f"layers {own[0]} to {own[-1]} of {self.depth}"
+        """Say which layers this rank holds, and which nodes where it has not all, counted from 1."""
+        own, rows = [layer.index + 1 for layer in self.layers], self.shard.rows
+        if not own:
+            return "no layer"
+        layers = f"layer {own[0]}" if len(own) == 1 else f"layers {own[0]} to {own[-1]}"
+        nodes = "" if self.shard.alone else f", nodes {rows.start + 1} to {rows.stop} of {self.shard.nodes}"
+        return f"{layers} of {self.depth}{nodes}"
 
     def iterate(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "scores", "tally"]
 
 
 @dataclass
@@ -28,16 +30,27 @@ class Problem:
         """V, the number of training nodes."""
         return self.parts["train"].stop
 
-    def scores(self, logits: Tensor) -> dict[str, float]:
-        """Return accuracy of every non-empty part, and the mean cross-entropy of the validation part."""
-        result = {}
-        for name, rows in self.parts.items():
-            if rows.stop > rows.start:
-                hits = logits[rows].argmax(1) == self.y[rows]
-                result[f"{name}_accuracy"] = float(hits.double().mean())
-        val = self.parts["val"]
-        if val.stop > val.start:
-            result["val_loss"] = float(
-                torch.nn.functional.cross_entropy(logits[val].double(), self.y[val], reduction="mean")
-            )
-        return result
+
+def tally(logits: Tensor, y: Tensor, members: Mapping[str, Tensor | slice]) -> dict[str, float]:
+    """Return the hits among the ``members`` (rows, or masks over them) of each part, the sum of validation losses,
+    and how many rows are not finite.
+    """
+    hits = logits.argmax(1) == y
+    found: dict[str, float] = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
+    for part, own in members.items():
+        found[part] = int(hits[own].sum())
+        if part == "val":
+            loss = torch.nn.functional.cross_entropy(logits[own].double(), y[own], reduction="sum")
+            found["val_loss"] = float(loss)
+    return found
+
+
+def scores(tallies: list[dict[str, float]], counts: Mapping[str, int]) -> dict[str, float]:
+    """Return accuracies and mean validation loss from all ranks' tallies and the number of nodes in each part."""
+    result = {}
+    for part, count in counts.items():
+        if count:
+            result[f"{part}_accuracy"] = sum(tally[part] for tally in tallies) / count
+    if counts["val"]:
+        result["val_loss"] = math.fsum(tally["val_loss"] for tally in tallies) / counts["val"]
+    return result

@@ -33,7 +33,7 @@ class Quantizer:
     bits: int = param(4, whole_of(CODE_BITS), "bits of each value of p and q in a message; 0 is the control")
     coding: str = param("difference", one_of(CODINGS), "what is quantized")
     delta: str | None = param(
-        None, optional(one_of(tuple(GRIDS))), "grid Delta of the codes (default: column; paper where constrained)"
+        None, optional(one_of(GRIDS)), "grid Delta of the codes (default: column; paper where constrained)"
     )
     delta_low: float | None = param(None, optional(number), "lowest point of the linspace grid")
     delta_high: float | None = param(None, optional(number), "highest point of the linspace grid")
@@ -67,8 +67,9 @@ class Quantizer:
         if result.delta == "paper" and result.bits < 5:
             raise InputError("bits", result.bits, "8 or 16 with the paper's grid of 22 points")
         if constrained:
-            if result.delta not in ("paper", "linspace") or result.bits == 0:
-                raise InputError("delta", result.delta, "paper or linspace with 1 to 16 bits where p is constrained")
+            if not GRIDS[result.delta].fixed or result.bits == 0:
+                allowed = "a fixed grid (paper, linspace) with 1 to 16 bits where p is constrained"
+                raise InputError("delta", result.delta, allowed)
             if result.rounding != "nearest" or result.error_feedback:
                 raise InputError("coding", "constrained", "used with nearest rounding and without error feedback")
             result.grid()

@@ -13,6 +13,7 @@ from pdadmm.admm.losses import LOSSES
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
+from pdadmm.parallel.rank_grid import grid_name
 from pdadmm.parameters import (
     check_stages,
     instance_of,
@@ -57,7 +58,7 @@ class ADMMSettings:
     prox_z: float = param(
         0.1, non_negative, "weight that holds z at its last value, in units of nu (paper: 1)"
     )
-    activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
     acceleration: str = param(
         "first-stage", one_of(tuple(ACCELERATIONS)), "stages in which q, u and z are extrapolated (Nesterov)"
@@ -87,6 +88,7 @@ class ADMMSettings:
         one_of(ON_DIVERGENCE),
         "what follows a value that is not finite: stop, or back off to the best weights so far and rho tenfold",
     )
+    grid: str = param("auto", grid_name, "ranks of an MPI run as layer groups x node shards")
     max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
     quantizer: Quantizer | None = param(
         None, optional(instance_of(Quantizer)), "how p and q are quantized (default: not at all)"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +18,15 @@ from pdadmm.admm.growth import Weights, grow, random_layer
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
-from pdadmm.admm.problem import Problem
+from pdadmm.admm.problem import Problem, scores, tally
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
+from pdadmm.admm.shard import Shard, deal
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
+from pdadmm.parallel.rank_grid import choose_grid, join_grid
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import (
     Best,
@@ -49,8 +53,10 @@ class ADMMSolver:
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
     the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
     ``saver`` writes checkpoints, and may have one to go on from.
+    The ranks are the grid that the settings ask for. ``column`` joins those of one shard, whose rank is the layer
+    group; ``shard`` says which nodes are this rank's, and joins those of one group; ``problem`` is the shard's.
     After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
-    ``first`` (rank 0) and ``weights`` (layers above the first).
+    ``first`` (the first group) and ``weights`` (layers above the first).
     """
 
     def __init__(
@@ -63,9 +69,17 @@ class ADMMSolver:
         first: Any = None,
         saver: Saver | None = None,
     ) -> None:
-        self.problem, self.settings, self.transport = problem, settings, transport
+        self.settings, self.transport = settings, transport
         self.eval_every, self.watch = eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
+        self.nodes, self.counts = problem.nodes, {name: run.stop - run.start for name, run in problem.parts.items()}
+        widths = [problem.inputs, *[settings.hidden] * (settings.layers - 1), problem.classes]
+        self.first_form = choose_first_layer(settings.first_layer, self.nodes, problem.inputs)
+        self.first_cost = self.first_form.cost(self.nodes, problem.inputs, widths[1])
+        self.grid = choose_grid(settings.grid, transport.size, self.nodes, widths, self.first_cost)
+        self.column, row = join_grid(transport, self.grid)
+        self.shard = Shard(row, self.nodes)
+        self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
         s = settings
         self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
@@ -153,7 +167,9 @@ class ADMMSolver:
         def layers() -> dict[int, State]:
             network.finish()
             best = [prefixed("best", weights) for weights in stage.best.weights]
-            return {layer.index: layer.state() | own for layer, own in zip(network.layers, best)}
+            states = {layer.index: layer.state() | own for layer, own in zip(network.layers, best)}
+            joined = {layer: self.shard.joined(state) for layer, state in states.items()}
+            return {layer: state for layer, state in joined.items() if state is not None}
 
         def run() -> dict[str, Any]:
             state = run_state(stage, self.history, self.stages, self.clock, self.transport)
@@ -162,14 +178,18 @@ class ADMMSolver:
         self.saver.step(len(self.history), last, layers, run)
 
     def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
-        """Build the stage of a checkpoint and bring it to where that was written, on any number of ranks."""
+        """Build the stage of a checkpoint and bring it to where that was written, on any grid of ranks."""
         state = saved.progress
         self._start_first_layer(self.widths(self.settings.stages[0]))
         self.placement = self._place(depth)
-        own = {layer: saved.layer(layer) for layer in self.placement[self.transport.rank]}
+
+        def read(layer: int) -> State:
+            return self.shard.part(saved.layer(layer))
+
+        own = {layer: read(layer) for layer in self.placement[self.column.rank]}
         self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
         network = self._build(state["stage"]["number"], depth, self.placement)
-        network.restore(lambda layer: own.get(layer) or saved.layer(layer))
+        network.restore(lambda layer: own.get(layer) or read(layer))
         self.clock.stop()
         stage, self.history, self.stages = restore_run(state, self.clock, self.transport)
         stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
@@ -186,35 +206,36 @@ class ADMMSolver:
             self._start_first_layer(widths)
         new = self._place(depth)
         if old is not None:
-            self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.transport)
+            self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.column)
             return new
-        for layer in new[self.transport.rank]:
+        for layer in new[self.column.rank]:
             if layer > 0:
                 shape, deviation = (widths[layer + 1], widths[layer]), 1.0 / math.sqrt(widths[layer])
                 self.weights[layer] = random_layer(s.seed, layer, *shape, deviation, self.dtype)
         return new
 
     def _place(self, depth: int) -> list[range]:
-        return place_layers(layer_costs(self.problem.nodes, self.widths(depth), self.first_cost), self.transport.size)
+        shards = self.grid.shards
+        costs = layer_costs(-(-self.nodes // shards), self.widths(depth), self.first_cost / shards)
+        return place_layers(costs, self.grid.groups)
 
     def _start_first_layer(self, widths: list[int]) -> None:
-        """Choose the form of the first layer; rank 0 factors it and draws W_1."""
-        s, nodes = self.settings, self.problem.nodes
-        form = choose_first_layer(s.first_layer, nodes, widths[0])
-        self.first_cost = form.cost(nodes, widths[0], widths[1])
-        if self.transport.rank == 0:
+        """The first group factors the first layer and draws W_1."""
+        s = self.settings
+        if self.column.rank == 0:
             if self.first is None:
-                self.first = form(self.problem.X, nodes, s.kappa_first)
+                self.first = self.first_form(self.problem.X, self.nodes, s.kappa_first, self.shard)
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
-            length = math.sqrt(squared_norm(self.first.p) / nodes) or 1.0
+            (squared,) = self.shard.sums(squared_norm(self.first.p))
+            length = math.sqrt(squared / self.nodes) or 1.0
             weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
             self.first.set_weights(*weights)
 
     def _build(self, number: int, depth: int, placement: list[range]) -> Network:
-        layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.transport.rank]]
-        s = self.settings
+        layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.column.rank]]
+        s, nodes = self.settings, self.problem.nodes
         accelerate = ACCELERATIONS[s.acceleration](number)
-        return Network(layers, placement, self.problem.nodes, self.transport, s.quantizer, s.seed, accelerate)
+        return Network(layers, placement, nodes, self.column, s.quantizer, s.seed, accelerate, self.shard)
 
     def _layer(self, index: int, last: bool) -> Layer:
         if index == 0:
@@ -223,10 +244,10 @@ class ADMMSolver:
             W, b = self.weights[index]
             form = self.settings.form
             # Cholesky work grows as n^3, the products as V n^2
-            exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.problem.nodes)
+            exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.nodes)
             quantizer = self.settings.quantizer
             grid = quantizer.grid() if quantizer is not None and quantizer.constrained else None
-            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid)
+            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard)
         if last:
             layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
         return layer
@@ -239,7 +260,8 @@ class ADMMSolver:
             h = network.last_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
             own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)
-            self.shift = next(part for part in self.transport.allgather(own) if part is not None)
+            parts = [part for part in self.transport.allgather(own) if part is not None]
+            self.shift = functools.reduce(torch.maximum, parts)
 
     def _go_back(self, network: Network, snapshot: list[State]) -> None:
         for layer, state in zip(network.layers, snapshot):
@@ -260,7 +282,7 @@ class ADMMSolver:
         parts = self.transport.allgather(own)
         if self.saver is not None:
             self.saver.agree([part[3] for part in parts])
-        terms = [terms for part in parts for terms in part[0]]
+        terms = over_shards([part[0] for part in parts], self.grid.shards)
         row = combine(terms, self.penalties)
         if not math.isfinite(row["lagrangian"]):
             raise DivergenceError(self._divergence(terms, network))
@@ -301,9 +323,9 @@ class ADMMSolver:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
         self.transport.trace.mark("evaluate")
         logits = network.forward(len(self.problem.y))
-        own = None if logits is None else self.problem.scores(logits)
-        parts = self.transport.allgather(own, "evaluation")
-        return next(part for part in parts if part is not None)
+        own = None if logits is None else tally(logits, self.problem.y, self.problem.parts)
+        tallies = self.transport.allgather(own, "evaluation")
+        return scores([own for own in tallies if own is not None], self.counts)
 
     def _judge(self, network: Network, row: dict[str, Any], best: Best) -> None:
         """Add the accuracies to ``row`` and keep the weights where they are the best so far."""
@@ -321,7 +343,24 @@ class ADMMSolver:
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
         summary = run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
-        return summary | {"first_layer": self.transport.bcast(self.first.name if self.first else None)}
+        return summary | {"grid": str(self.grid), "first_layer": self.first_form.name}
+
+    def best_weights(self) -> Weights:
+        """Return the best W and b of this rank's layers, from the first shard of each group alone; collective."""
+        first = {} if self.first is None else {0: self.first.weights()}
+        return first | self.weights if self.shard.leads else {}
+
+    def close(self) -> None:
+        """Give back what joins the rows and columns of the grid; collective."""
+        for part in (self.column, self.shard.group):
+            if part is not self.transport:
+                part.close()
+
+
+def over_shards(parts: list[list[Terms]], shards: int) -> list[Terms]:
+    """Return the layers' terms in layer order from those of every rank, added in the order of the shards."""
+    groups = (parts[first : first + shards] for first in range(0, len(parts), shards))
+    return [functools.reduce(operator.add, same) for group in groups for same in zip(*group, strict=True)]
 
 
 def combine(terms: list[Terms], penalties: Penalties) -> dict[str, float]:

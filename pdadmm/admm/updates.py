@@ -1,8 +1,8 @@
 """The subproblems of pdADMM-G, one pure function each (Wang et al. 2022, Algorithm 1; docs/math.md).
 
 Names are the paper's. V training nodes, n = n_l, m = n_{l-1}; arrays are node-major. A function ending
-in ``_`` works in place. None of them communicates, and all of them see one block of nodes at a time,
-but for W and b, which need sums over all nodes (Moments).
+in ``_`` works in place. All of them see one block of nodes at a time and none communicates, but for W and b:
+these need sums over all nodes, which come as Moments or through a Shard.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
+from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
@@ -122,27 +123,34 @@ def _floored(x: Tensor) -> Tensor:
 
 
 def update_W_gradient_(
-    W: Tensor, r: Tensor, p: Tensor, nu: float, mu: float, kappa: float = 0.0, target: Tensor | None = None
+    W: Tensor,
+    r: Tensor,
+    p: Tensor,
+    nu: float,
+    mu: float,
+    kappa: float = 0.0,
+    target: Tensor | None = None,
+    shard: Shard = WHOLE,
 ) -> None:
     """Take W <- W - G/theta on nu/2 |r|^2 + mu/2 |W|^2 + nu kappa/2 |W - target|^2, carrying r along.
 
     theta = (nu |p G^T|^2 + (mu + nu kappa) |G|^2) / |G|^2 is the curvature along the gradient G.
-    W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m).
+    W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m), the rows of ``shard``.
     """
-    G = torch.addmm(mu * W, r.mT, p, alpha=-nu)
+    G = shard.total(torch.addmm((mu if shard.leads else 0.0) * W, r.mT, p, alpha=-nu))
     if kappa:
         G.add_(W if target is None else W - target, alpha=nu * kappa)
     pG = p @ G.mT
     G_squared = G.square().sum()
-    theta = nu * pG.square().sum() + (mu + nu * kappa) * G_squared
+    theta = nu * shard.total(pG.square().sum()) + (mu + nu * kappa) * G_squared
     step = torch.where(theta > 0, G_squared / theta, 0.0)
     W.sub_(step * G)
     r.add_(step * pG)
 
 
-def update_b_(b: Tensor, r: Tensor) -> None:
+def update_b_(b: Tensor, r: Tensor, shard: Shard = WHOLE) -> None:
     """Add to b the mean over nodes of r = z - p W^T - b: the exact b-subproblem; r is carried along."""
-    shift = r.mean(0)
+    shift = shard.mean(r)
     b.add_(shift)
     r.sub_(shift)
 
@@ -164,6 +172,13 @@ class Moments:
     def of(cls, p: Tensor, z: Tensor) -> Moments:
         """Return the sums of one block of nodes; p (V, m), z (V, n)."""
         return cls(p.mT @ p, z.mT @ p, p.sum(0), z.sum(0), len(p))
+
+    def over(self, shard: Shard) -> Moments:
+        """Return the sums over all shards from those of one."""
+        if shard.alone:
+            return self
+        pp, zp, p_sum, z_sum = shard.totals((self.pp, self.zp, self.p_sum, self.z_sum))
+        return Moments(pp, zp, p_sum, z_sum, shard.nodes)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

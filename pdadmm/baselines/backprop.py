@@ -123,6 +123,8 @@ class BackpropSolver(Driver):
             h = F.linear(h, W_l, b_l)
             if self.slope == 0.0:
                 h = F.relu_(h)
+            elif self.slope < 0.0:  # in place its gradient would need the input's sign, which is lost
+                h = F.leaky_relu(h, self.slope)
             elif self.slope != 1.0:
                 h = F.leaky_relu_(h, self.slope)
             if masks is not None:

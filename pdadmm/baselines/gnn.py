@@ -50,7 +50,7 @@ class GNNSettings:
     architecture: str = param("gcn", one_of(tuple(ARCHITECTURES)), "kind of layer")
     layers: int = param(2, whole(1), "number of layers L")
     hidden: int = param(64, whole(1), "neurons of each hidden layer")
-    activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     scaling: str = param("row-l2", one_of(tuple(SCALINGS)), "scaling of the features, without hops")
     iterations: int = param(200, whole(1), "epochs")
     learning_rate: float = param(0.01, positive, "learning rate of Adam")

@@ -35,7 +35,7 @@ class BackpropSettings:
 
     layers: int = param(10, whole(1), "number of layers L")
     hidden: int = param(100, whole(1), "neurons of each hidden layer")
-    activation: str = param("relu", one_of(tuple(ACTIVATIONS)), "activation of the hidden layers")
+    activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     loss: str = param("cross_entropy", one_of(tuple(LOSSES)), "loss, the mean over the training nodes")
     initial: str = param("orthogonal", one_of(tuple(INITIAL)), "start weights")
     stages: Sequence[int] | None = param(

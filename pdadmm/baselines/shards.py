@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pdadmm.admm.problem import Problem
+from pdadmm.admm.problem import Problem, scores, tally
+from pdadmm.parallel.placement import run_of
 from pdadmm.parallel.transport import Transport
 
 __all__ = ["Shard", "deal", "run_of", "scores", "tally"]
-
-
-def run_of(count: int, rank: int, ranks: int) -> range:
-    """Return the contiguous run of ``count`` rows that ``rank`` holds; runs differ by one row at most.
-
-    >>> [list(run_of(5, rank, 2)) for rank in range(2)]
-    [[0, 1], [2, 3, 4]]
-    """
-    return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 @dataclass
@@ -51,33 +42,8 @@ class Shard:
         return tally(logits, self.problem.y[numbers], members)
 
     def scores(self, tallies: list[dict[str, float]]) -> dict[str, float]:
-        """Return the accuracies and the mean validation loss of Problem.scores from all ranks' tallies."""
+        """Return the accuracies and the mean validation loss from all ranks' tallies."""
         return scores(tallies, {part: run.stop - run.start for part, run in self.problem.parts.items()})
-
-
-def tally(logits: Tensor, y: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
-    """Return the hits among the ``members`` (masks over the rows) of each part, the sum of validation losses, and
-    how many rows are not finite.
-    """
-    hits = logits.argmax(1) == y
-    found = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
-    for part, own in members.items():
-        found[part] = int(hits[own].sum())
-        if part == "val":
-            loss = torch.nn.functional.cross_entropy(logits[own].double(), y[own], reduction="sum")
-            found["val_loss"] = float(loss)
-    return found
-
-
-def scores(tallies: list[dict[str, float]], counts: dict[str, int]) -> dict[str, float]:
-    """Return accuracies and mean validation loss from all ranks' tallies and the number of nodes in each part."""
-    result = {}
-    for part, count in counts.items():
-        if count:
-            result[f"{part}_accuracy"] = sum(tally[part] for tally in tallies) / count
-    if counts["val"]:
-        result["val_loss"] = math.fsum(tally["val_loss"] for tally in tallies) / counts["val"]
-    return result
 
 
 def deal(problem: Problem, dtype: torch.dtype, transport: Transport) -> Shard:

@@ -30,6 +30,7 @@ COMMANDS = {
         Command("train", "pdadmm.cli.train", "train a network on a graph and report its accuracy"),
         Command("tune", "pdadmm.cli.tune", "search a solver's settings by validation accuracy"),
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
+        Command("plan", "pdadmm.cli.plan", "predict memory, bytes and seconds of a training, and how to spread it"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("report", "pdadmm.cli.report", "write one page about a run folder of train --run"),
         Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),

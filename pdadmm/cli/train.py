@@ -27,9 +27,11 @@ from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
+from pdadmm.history import History
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
+from pdadmm.planner.report import predict_run, resident_bytes, sentence
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -53,6 +55,7 @@ def run(arguments: list[str]) -> int:
     graph = together(transport, lambda: _graph(given, transport, estimator))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
+    base = resident_bytes()
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
@@ -60,11 +63,13 @@ def run(arguments: list[str]) -> int:
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
+    summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if transport.rank == 0 else None
     if given.run and transport.rank == 0:
         summary["confusion"] = confusion_matrix(estimator, graph)
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
+        _compare(summary, estimator.history_)
     return 0
 
 
@@ -148,6 +153,14 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
         raise InputError(
             "summary, history, save, trace", error.filename or "", "files that can be written", error.strerror or ""
         ) from None
+
+
+def _compare(summary: dict[str, Any], history: History) -> None:
+    """Print predicted beside measured, where there is a model of the solver."""
+    before = history[-2]["bytes"] if len(history) > 1 else 0
+    line = sentence(summary, history[-1]["bytes"] - before)
+    if line is not None:
+        print(line)
 
 
 def _report(summary: dict[str, Any]) -> None:

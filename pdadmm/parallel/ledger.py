@@ -7,11 +7,11 @@ from collections import Counter
 __all__ = ["PAYLOAD_KINDS", "Ledger", "ring_bytes"]
 
 # The kinds an iteration of the algorithm sends; everything else counts as "other".
-PAYLOAD_KINDS = ("p", "q", "features", "adjoints", "gradients", "blocks")
+PAYLOAD_KINDS = ("p", "q", "moments", "features", "adjoints", "gradients", "blocks")
 
 
 class Ledger:
-    """Counts bytes and messages by kind ("p", "q", "features", "adjoints", "gradients", "blocks",
+    """Counts bytes and messages by kind ("p", "q", "moments", "features", "adjoints", "gradients", "blocks",
     "init", "evaluation", "migration", "control").
 
     >>> ledger = Ledger()
@@ -45,7 +45,7 @@ class Ledger:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of p and q, of features and adjoints, of gradients, and of GIST's blocks, that this rank sent."""
+        """Bytes of p, q and moments, features and adjoints, gradients, and GIST's blocks, that this rank sent."""
         return sum(self.sent[kind] for kind in PAYLOAD_KINDS)
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
 __all__ = ["MPITransport"]
+
+PIECE = 1 << 30  # numbers in one call of MPI
 
 
 def _install_abort_hook(comm: Any) -> None:
@@ -49,6 +52,13 @@ def abort(status: int) -> None:
 def _world(mpi: Any) -> Any:
     """Our copy of the world's communicator, one for the whole process: copies are few and not collected."""
     return mpi.COMM_WORLD.Dup()
+
+
+def pieces(view: Any) -> Iterator[Any]:
+    """Yield the numbers of an array in runs of ``PIECE`` at most: MPI counts in 32 bits."""
+    flat = view.reshape(-1)
+    for start in range(0, len(flat), PIECE):
+        yield flat[start : start + PIECE]
 
 
 # Requests that an exception left under way: MPI may still touch their buffers.
@@ -145,7 +155,8 @@ class MPITransport:
         view = self._view(array)
         self.sent[peer] += 1
         self.comm.Send(Envelope(kind, view, self.sent[peer]).packed, dest=peer, tag=0)
-        self.comm.Send(view, dest=peer, tag=0)
+        for piece in pieces(view):
+            self.comm.Send(piece, dest=peer, tag=0)
         self.ledger.record_sent(kind, ENVELOPE_BYTES + view.nbytes)
 
     def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
@@ -154,7 +165,8 @@ class MPITransport:
         found = bytearray(ENVELOPE_BYTES)
         self.comm.Recv(found, source=peer, tag=0)
         Envelope(kind, view, self.received[peer]).check(bytes(found), peer)
-        self.comm.Recv(view, source=peer, tag=0)
+        for piece in pieces(view):
+            self.comm.Recv(piece, source=peer, tag=0)
         self.ledger.record_received(kind, ENVELOPE_BYTES + view.nbytes)
         return array
 
@@ -199,7 +211,8 @@ class MPITransport:
         if self.size == 1:
             return array
         view = self._view(array)
-        self.comm.Allreduce(self.mpi.IN_PLACE, view, op=self.mpi.SUM)
+        for piece in pieces(view):
+            self.comm.Allreduce(self.mpi.IN_PLACE, piece, op=self.mpi.SUM)
         nbytes = ring_bytes(view.nbytes, self.size)
         self.ledger.record_sent(kind, nbytes)
         self.ledger.record_received(kind, nbytes)
@@ -218,6 +231,13 @@ class MPITransport:
         for rank, part in enumerate(parts):
             if rank != self.rank:
                 self.ledger.record_received(kind, len(part))
+
+    def split(self, color: int) -> MPITransport:
+        part = copy.copy(self)
+        part.comm, part.owned = self.comm.Split(color, self.rank), True
+        part.rank, part.size = part.comm.Get_rank(), part.comm.Get_size()
+        part.calls, part.sent, part.received = 0, [0] * part.size, [0] * part.size
+        return part
 
     def barrier(self) -> None:
         self.comm.Barrier()

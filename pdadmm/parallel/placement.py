@@ -1,11 +1,11 @@
-"""Which rank holds which layers: contiguous runs, balanced by cost."""
+"""Which rank holds which layers, or nodes: contiguous runs, balanced by cost, or by count."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-__all__ = ["layer_costs", "owner_of", "place_layers"]
+__all__ = ["layer_costs", "owner_of", "place_layers", "run_of"]
 
 
 def place_layers(costs: Sequence[float], ranks: int) -> list[range]:
@@ -44,6 +44,15 @@ def place_layers(costs: Sequence[float], ranks: int) -> list[range]:
 def owner_of(placement: Sequence[range], layer: int) -> int:
     """Return the rank whose run holds ``layer`` (counted from 0)."""
     return next(rank for rank, run in enumerate(placement) if layer in run)
+
+
+def run_of(count: int, rank: int, ranks: int) -> range:
+    """Return the contiguous run of ``count`` rows that ``rank`` holds; runs differ by one row at most.
+
+    >>> [list(run_of(5, rank, 2)) for rank in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 def layer_costs(nodes: int, widths: Sequence[int], first_cost: float) -> list[float]:

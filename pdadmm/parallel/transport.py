@@ -11,7 +11,7 @@ from pdadmm.trace import NO_TRACE, Trace
 if TYPE_CHECKING:  # the command line starts without torch
     from torch import Tensor
 
-__all__ = ["LocalTransport", "Message", "Transport"]
+__all__ = ["LocalTransport", "Message", "Transport", "alone"]
 
 
 class Message(Protocol):
@@ -70,6 +70,12 @@ class Transport(Protocol):
         counted. Collective.
         """
 
+    def split(self, color: int) -> Transport:
+        """Return a transport of the ranks that give the same ``color``, in their order here; collective.
+
+        It shares the ledger and the trace, and is closed by itself.
+        """
+
     def barrier(self) -> None:
         """Return once every rank has called it."""
 
@@ -119,8 +125,18 @@ class LocalTransport:
     ) -> Tensor:
         return incoming.copy_(outgoing)
 
+    def split(self, color: int) -> Transport:
+        return self
+
     def barrier(self) -> None:
         return None
 
     def close(self) -> None:
         return None
+
+
+def alone(transport: Transport) -> LocalTransport:
+    """Return the transport of one rank by itself, with the ledger and the trace of ``transport``."""
+    own = LocalTransport(transport.local_size)
+    own.ledger, own.trace = transport.ledger, transport.trace
+    return own
