@@ -144,7 +144,7 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
     """Return what the planner predicted beside what was measured."""
     told = summary.get("predicted")
     if not isinstance(told, dict):
-        return '<p class="missing">The summary has no prediction: the planner says nothing about this kind of run.</p>'
+        return '<p class="missing">The summary has no prediction: the planner has no model of this solver.</p>'
     names = ("seconds_per_iteration", "bytes_per_iteration", "peak_rss_bytes")
     measured = dict(zip(names, numbers(summary, *names)))
     measured["bytes_per_iteration"] = _bytes_of_last(history)
@@ -154,7 +154,11 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
         show, found = seconds if name.startswith("seconds") else size, measured[name]
         ratio = f"{found / value:.2f}" if value and found is not None else NONE
         rows.append([words.get(name, "peak memory of a rank"), show(value), show(found), ratio])
-    return table(["", "predicted", "measured", "measured / predicted"], rows, "numbers")
+    text = table(["", "predicted", "measured", "measured / predicted"], rows, "numbers")
+    if told.get("seconds_per_iteration") is None:
+        how = "once <code>pdadmm plan --calibrate</code> has measured this machine"
+        text += f'<p class="missing">Seconds are predicted {how}.</p>\n'
+    return text
 
 
 def _bytes_of_last(history: History) -> float | None:
