@@ -85,10 +85,9 @@ def test_a_configuration_says_what_the_flags_said(folder, solver, data):
     """Whatever flags are drawn, the file gives the same values, default ones included."""
     cls, words = solver_class(solver), ["--dataset", "digits", "--solver", solver]
     for field in data.draw(st.lists(st.sampled_from(flags(cls)), max_size=4, unique_by=lambda field: field.name)):
-        choices = field.metadata["check"].choices
-        tried = choices or ("1", "2", "0.5", "true", "2,10", "0.125")
-        accepts = field.metadata["check"].accept
-        fitting = [text for text in tried if _accepted(accepts, text)]
+        check = field.metadata["check"]
+        tried = check.choices or ("1", "2", "0.5", "true", "2,10", "0.125", "1x2", "2GiB", str(field.default))
+        fitting = [text for text in tried if _accepted(check.accept, text)]
         words.append(f"--{field.name.lower().replace('_', '-')}={data.draw(st.sampled_from(fitting))}")
     first, fields = parsed(solver, words)
     path = folder.with_name("drawn.toml")
