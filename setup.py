@@ -47,7 +47,7 @@ setup(
             libraries=["m"],
             optional=True,
         )
-        for name in ("codec", "updates", "spmm")
+        for name in ("codec", "updates", "spmm", "operator")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

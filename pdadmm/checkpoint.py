@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pdadmm
+from pdadmm.files import flush_folder, write_to_disk
 
 __all__ = [
     "FORMAT",
@@ -73,23 +73,6 @@ def part_name(layer: int) -> str:
     return f"layer-{layer + 1:04d}.safetensors"
 
 
-def _write_to_disk(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_part(folder: Path, iteration: int, layer: int, state: State) -> str:
     """Write one layer's state into the partial folder and return its sha256; OSError where it does not fit."""
     import torch
@@ -100,7 +83,7 @@ def write_part(folder: Path, iteration: int, layer: int, state: State) -> str:
     assert all(value.is_contiguous() for value in tensors.values())
     rest = {name: value for name, value in state.items() if name not in tensors}
     content = save(tensors, metadata={"pdadmm": json.dumps({"layer": layer, "iteration": iteration, "state": rest})})
-    _write_to_disk(partial_folder(folder, iteration) / part_name(layer), content)
+    write_to_disk(partial_folder(folder, iteration) / part_name(layer), content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -114,12 +97,12 @@ def commit(folder: Path, iteration: int, body: dict[str, Any], digests: dict[int
     files = {part_name(layer): digest for layer, digest in sorted(digests.items())}
     body = {"version": pdadmm.__version__, "iteration": iteration, "files": files, **body}
     manifest = {"format": FORMAT, "sha256": _digest(body), "body": body}
-    _write_to_disk(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _flush_folder(partial)
+    write_to_disk(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+    flush_folder(partial)
     if final.exists():  # one that was found damaged
         shutil.rmtree(final)
     partial.rename(final)
-    _flush_folder(folder)
+    flush_folder(folder)
     for older in found(folder)[KEPT:]:
         shutil.rmtree(older, ignore_errors=True)
 

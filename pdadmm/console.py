@@ -13,6 +13,7 @@ __all__ = [
     "FORMATS",
     "LEVELS",
     "Progress",
+    "StepProgress",
     "Work",
     "complain",
     "human_bytes",
@@ -169,6 +170,29 @@ class Progress:
             self.bar.close()
         elif self.shown and self.last_row is not None:
             self._line(self.last_row)
+
+
+class StepProgress:
+    """Called with (step, bytes done, bytes in all): a bar for each step at a terminal, nothing elsewhere."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown, self.step = shown and sys.stderr.isatty(), ""
+        self.bar: Any = None
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if not self.shown:
+            return
+        if step != self.step:
+            from tqdm import tqdm
+
+            self.close()
+            self.step, self.bar = step, tqdm(total=total, unit="B", unit_scale=True, leave=False, desc=step)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def human_bytes(number: float) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import resource
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,11 @@ import torch
 from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
+from pdadmm.disk.augmented import AugmentedFolder
+from pdadmm.disk.limits import limit_of
+from pdadmm.disk.rows import Centred, FolderRows, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
+from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
 from pdadmm.models.gamlp import GAMLP, load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
@@ -31,6 +34,7 @@ from pdadmm.trace import Trace
 __all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
 
 PARTS = ("train", "val", "test")
+CHECKPOINT_EVERY = 10  # iterations
 
 
 @dataclass
@@ -41,12 +45,6 @@ class Outcome:
     history: History
     stages: list[dict[str, Any]]
     summary: dict[str, Any]
-
-
-def peak_rss_bytes() -> int:
-    """Return the largest resident set this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _real_matrix(X: Any) -> np.ndarray:
@@ -63,14 +61,15 @@ def _real_matrix(X: Any) -> np.ndarray:
 
 def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
     """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
-    if isinstance(graph, Graph):
+    if isinstance(graph, (Graph, AugmentedFolder)):
         sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
         sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
         return sizes | {"fingerprint": graph.fingerprint()}
-    X, labels = np.asarray(graph), np.asarray(y)
-    digest = hashlib.sha256(np.ascontiguousarray(X).tobytes())
-    digest.update(str(labels.tolist()).encode())
-    return {"nodes": len(X), "features": X.shape[1], "fingerprint": digest.hexdigest()}
+    X, labels, digest = by_rows(graph), np.asarray(y), hashlib.sha256()
+    for start, stop in row_ranges(X, X.shape[0]):
+        digest.update(np.ascontiguousarray(X.rows(start, stop)).tobytes())
+        digest.update(str(labels[start:stop].tolist()).encode())
+    return {"nodes": X.shape[0], "features": X.shape[1], "fingerprint": digest.hexdigest()}
 
 
 @dataclass(eq=False, repr=False)
@@ -88,6 +87,8 @@ class NodeClassifier:
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
 
+    streams = False  # whether this solver trains from disk
+
     def fit(
         self,
         graph: Graph | Any,
@@ -96,15 +97,20 @@ class NodeClassifier:
         watch: Any = None,
         trace: Trace | None = None,
         checkpoint: str | os.PathLike | None = None,
-        checkpoint_every: int = 10,
+        checkpoint_every: int = CHECKPOINT_EVERY,
         resume: bool = False,
+        memory: int | str | None = None,
+        scratch: str | os.PathLike | None = None,
     ) -> NodeClassifier:
-        """Train on a Graph with splits, or on arrays X (V, n_0) and y (V,).
+        """Train on a Graph with splits, on a folder that `pdadmm augment` made, or on arrays X (V, n_0) and y (V,).
 
+        X may be a matrix read by rows, where ``memory`` is given.
         ``comm``: an mpi4py communicator; None is the world's under mpirun, else one process. Every rank
         passes the same graph. ``watch`` is called on every rank with each row of the history; ``trace``
         records what takes the time. ``checkpoint``: a folder for checkpoints, one every ``checkpoint_every``
-        iterations; ``resume`` goes on from the last one there.
+        iterations; ``resume`` goes on from the last one there. ``memory``, such as "2GiB", is what training may take
+        beyond what the process holds now; X and state then lie in the folder ``scratch``, with a checkpoint of every
+        iteration.
         Raises InputError on all ranks for anything that cannot be trained on, DivergenceError when training
         leaves the finite numbers; with checkpoints SIGINT and SIGTERM end it after the iteration, as
         KeyboardInterrupt and SystemExit(143).
@@ -113,24 +119,39 @@ class NodeClassifier:
         self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
+        every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
+        others = {"checkpoint": checkpoint, "checkpoint_every": every}
+        limit = limit_of(type(self), memory, scratch, others, transport.size)
         threads = set_threads(settings.threads, transport)
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
+        if limit is not None and not isinstance(graph, (Graph, AugmentedFolder)):
+            graph = graph if is_read_by_rows(graph) else by_rows(_real_matrix(graph))
+        elif is_read_by_rows(graph):
+            raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
+        on_disk = {} if limit is None else {"on_disk": True}  # only a GraphClassifier knows it
         problem, shift, seconds_augmentation = together(
-            transport, lambda: self._problem(settings, graph, y, transport)
+            transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
         )
-        saver = self._saver(checkpoint, checkpoint_every, resume, transport)
+        saver = self._saver(checkpoint, checkpoint_every, resume, transport) if limit is None else None
+        about: dict[str, Any] = {}
+        if limit is not None:  # every pass writes over the state of the checkpoint before the last
+            saver, about = Saver(scratch, 1, resume, transport, "scratch"), {"memory": limit.limit}
         if saver is not None:
-            saver.open(settings, lambda: _described(graph, y))
+            saver.open(settings, lambda: _described(graph, y) | about)
+        more = {} if limit is None else {"storage": self._storage(problem, settings, Path(scratch), limit)}
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         if trace is not None:
             transport.trace = trace
             trace.start(transport)
         try:
             with saver.watching() if saver is not None else contextlib.nullcontext():
-                outcome = self._train(problem, settings, transport, watch or (lambda row: None), saver)
-        except InputError as error:  # of one rank alone: it must end the others too
+                outcome = self._train(problem, settings, transport, watch or (lambda row: None), saver, **more)
+        except InputError as error:
+            if transport.size == 1:
+                raise
+            # of one rank alone: it must end the others too
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
             trace.collect(transport)
@@ -152,6 +173,8 @@ class NodeClassifier:
             "bytes_by_kind": dict(sum((Counter(part[4]) for part in usage), Counter())),
             "peak_rss_bytes": max(part[2] for part in usage),
         }
+        if limit is not None:
+            self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
         transport.close()
         return self
 
@@ -163,7 +186,7 @@ class NodeClassifier:
         return Saver(folder, every, resume, transport)
 
     @staticmethod
-    def _graph_rows(graph: Graph) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
+    def _graph_rows(graph: Graph | AugmentedFolder) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
         """Return the labelled nodes (train, val, test), their classes, and the parts' rows."""
         if graph.splits is None:
             remedy = "use graph.with_splits(make_splits(graph, 'random:20')), or --split"
@@ -231,7 +254,7 @@ class NodeClassifier:
         self, graph: Graph | Any, y: Any = None, sample_weight: Any = None, split: str = "test"
     ) -> float:
         """Return the accuracy on one split of a Graph, or on arrays X, y."""
-        if not isinstance(graph, Graph):
+        if not isinstance(graph, (Graph, AugmentedFolder)):
             if y is None:
                 raise InputError("y", None, "given with an array of features")
             return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
@@ -281,30 +304,48 @@ class GraphClassifier(NodeClassifier):
     heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
     scaling: str = param("hop-std", one_of(tuple(SCALINGS)), "scaling of the augmented features")
 
-    def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
-        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation."""
-        if isinstance(graph, Graph):
+    def _problem(
+        self, settings, graph, y, transport: Transport, on_disk: bool = False
+    ) -> tuple[Problem, np.ndarray | None, float]:
+        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation.
+
+        With ``on_disk`` X stays in the folder of augmented features, where such was given.
+        """
+        if isinstance(graph, (Graph, AugmentedFolder)):
             if y is not None:
                 raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
             rows, labels, parts = self._graph_rows(graph)
+            if on_disk:  # in the order of the file, within each part
+                rows = np.concatenate([np.sort(rows[part]) for part in parts.values()])
+                labels = graph.labels[rows].astype(np.int64)
             self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
         else:
             X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
-            parts = {"train": slice(0, len(X)), "val": slice(len(X), len(X)), "test": slice(len(X), len(X))}
+            V = len(labels)
+            parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
         self._check_patience(settings, parts)
         self.augmenter_ = None
         seconds = 0.0
-        if isinstance(graph, Graph):
+        if isinstance(graph, (Graph, AugmentedFolder)):
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
-            if transport.rank == 0:
-                began = time.perf_counter()
+            began = time.perf_counter()
+            if isinstance(graph, AugmentedFolder):
+                self.augmenter_ = graph.same_augmenter(self.augmenter_)
+                if on_disk:
+                    nodes = parts["train"].stop
+                    X = Centred(FolderRows(graph, rows), nodes, getattr(torch, settings.dtype))
+                elif transport.rank == 0:
+                    X = torch.from_numpy(graph.read(rows))
+            elif transport.rank == 0:
                 X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
-                seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
         else:
             inputs = X.shape[1]
         shift = None
-        if transport.rank == 0:
+        if isinstance(X, Centred):
+            shift = X.shift
+        elif transport.rank == 0:
             # b_1 takes up the mean: the network is the same, its first factor better conditioned
             shift = X[parts["train"]].double().mean(0)
             X -= shift.to(X.dtype)
@@ -325,11 +366,15 @@ class GraphClassifier(NodeClassifier):
     def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
         if y is None:
             raise InputError("y", None, "given where the first argument is no Graph")
-        X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
+        on_disk = is_read_by_rows(X)
+        if not on_disk:
+            X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
         y = np.asarray(y)
-        if y.ndim != 1 or len(X) != len(y) or not len(X):
+        if y.ndim != 1 or len(X.shape) != 2 or X.shape[0] != len(y) or not len(y):
             raise InputError("X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1")
-        if not bool(torch.isfinite(X).all()):
+        if on_disk:
+            X = Centred(X, len(y), dtype)
+        elif not bool(torch.isfinite(X).all()):
             raise InputError("X", "an array with NaN or infinity", "finite")
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.n_features_in_ = X.shape[1]
@@ -355,6 +400,8 @@ class GraphClassifier(NodeClassifier):
             if self.augmenter_ is None:
                 raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
             graph = self.augmenter_.transform(graph)
+        elif isinstance(graph, AugmentedFolder):
+            graph = graph.read()
         dtype = self.model_.layers[0].weight.dtype
         X = torch.as_tensor(_real_matrix(graph), dtype=dtype)
         if X.shape[1] != self.model_.widths[0]:

@@ -5,15 +5,48 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["is_number", "memory_bytes", "parse_json", "regular_file"]
+__all__ = [
+    "flush_folder",
+    "is_number",
+    "memory_bytes",
+    "parse_json",
+    "peak_rss_bytes",
+    "regular_file",
+    "replace_file",
+    "resident_bytes",
+    "write_to_disk",
+]
 
 
 def memory_bytes() -> int:
     """Return the main memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set this process has had, in bytes."""
+    try:  # what getrusage says may be of the process that started this one
+        words = Path("/proc/self/status").read_text("ascii").partition("VmHWM:")[2].split()
+    except OSError:
+        words = []
+    if words:
+        return int(words[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Return what of this process is in memory now, in bytes; where the system does not say, the most that ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:
+        return peak_rss_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def regular_file(path: str | os.PathLike) -> Path:
@@ -50,3 +83,29 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 1e300
+
+
+def write_to_disk(path: Path, content: bytes) -> None:
+    """Write a file and bring it to the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file in place of another, or of none: whoever reads it, after a crash too, sees the old or the new."""
+    partial = path.with_name(path.name + ".partial")
+    write_to_disk(partial, content)
+    partial.rename(path)
+    flush_folder(path.parent)

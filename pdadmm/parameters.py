@@ -119,6 +119,21 @@ def optional(check: Check) -> Check:
     )
 
 
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _accept_size(value: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip().lower(), re.ASCII)
+    size = int(float(match[1]) * _UNITS[match[2]]) if match is not None else 0
+    if isinstance(value, bool) or size < 1:
+        raise ValueError
+    return size
+
+
+memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")
+
+
 def _accept_stages(value: Any) -> tuple[int, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     stages = tuple(whole(1).accept(part) for part in parts)
@@ -170,20 +185,3 @@ def validate(holder: Any) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError, OverflowError):
             raise InputError(field.name, value, check.allowed) from None
     return values
-
-
-_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-def _accept_size(value: Any) -> int:
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", str(value).strip(), re.ASCII | re.IGNORECASE)
-    if isinstance(value, bool) or match is None:
-        raise ValueError
-    size = int(float(match[1]) * _UNITS[match[2].upper().removesuffix("B") + "B" * (match[2] != "")])
-    if size < 1:
-        raise ValueError
-    return size
-
-
-memory_size = Check(_accept_size, "a size such as 2GiB, 512MiB or a number of bytes", "SIZE")

@@ -36,13 +36,16 @@ class Saver:
 
     Every method but ``asked`` and ``beat`` is collective. ``resume`` goes on from the newest whole checkpoint,
     or starts where there is none yet. Raises InputError on all ranks for a folder that cannot be written or holds
-    another run, and for checkpoints that are all damaged.
+    another run, and for checkpoints that are all damaged; they call the folder by the ``argument`` that gave it.
 
     ``saved``: the Checkpoint to go on from, or None. ``asked``: the signal that this rank was sent, 0 without.
     """
 
-    def __init__(self, folder: str | os.PathLike, every: int, resume: bool, transport: Transport) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, every: int, resume: bool, transport: Transport, argument: str = "checkpoint"
+    ) -> None:
         self.folder, self.every, self.resume, self.transport = Path(folder), every, resume, transport
+        self.argument = argument
         self.saved: Checkpoint | None = None
         self.asked = self.agreed = self.written = 0
 
@@ -57,7 +60,7 @@ class Saver:
         paths = self.transport.bcast(checkpoint.found(self.folder) if self.transport.rank == 0 else None)
         if paths and not self.resume:
             remedy = "resume (--resume) goes on with that run; another folder starts a new one"
-            raise InputError("checkpoint", str(self.folder), "a folder without checkpoints", remedy)
+            raise InputError(self.argument, str(self.folder), "a folder without checkpoints", remedy)
         if self.resume:
             self._choose(paths)
 
@@ -73,11 +76,11 @@ class Saver:
             (self.folder / token).write_bytes(b"x")
         except OSError as error:
             allowed = "a folder that can be written"
-            raise InputError("checkpoint", str(self.folder), allowed, error.strerror or "") from None
+            raise InputError(self.argument, str(self.folder), allowed, error.strerror or "") from None
 
     def _look_for(self, token: str) -> None:
         if not (self.folder / token).exists():
-            raise InputError("checkpoint", str(self.folder), "a folder that all ranks see", "use a shared file system")
+            raise InputError(self.argument, str(self.folder), "a folder that all ranks see", "use a shared file system")
 
     def _tidy(self, token: str) -> None:
         (self.folder / token).unlink(missing_ok=True)
@@ -108,7 +111,7 @@ class Saver:
                 log.warning("a checkpoint is damaged and left alone: %s", damage[-1])
         self.saved = None
         if damage:
-            raise InputError("checkpoint", str(self.folder), "a folder with a whole checkpoint", "; ".join(damage))
+            raise InputError(self.argument, str(self.folder), "a folder with a whole checkpoint", "; ".join(damage))
         if self.transport.rank == 0:
             log.info("no checkpoint in %s yet: starting from the beginning", self.folder)
 
@@ -132,7 +135,7 @@ class Saver:
             differences += [f"{name} was {then.get(name)} and is {now.get(name)}" for name in names]
         if differences:
             allowed = "a folder of the same settings and data"
-            raise InputError("checkpoint", str(self.folder), allowed, "; ".join(differences))
+            raise InputError(self.argument, str(self.folder), allowed, "; ".join(differences))
 
     # Writing
 

@@ -21,14 +21,18 @@ from pdadmm.admm.losses import LOSSES, get_loss, softmax_newton
 from pdadmm.admm.updates import (
     Moments,
     cholesky,
+    dual,
+    inverse_p,
     prepare_p_exact,
     spd_inverse,
     update_b_,
     update_p_exact_,
     update_p_gradient_,
     update_q_,
+    update_q_u_,
     update_u_,
     update_W_b_exact,
+    update_W_b_gradient,
     update_W_gradient_,
 )
 from pdadmm.errors import InputError
@@ -769,3 +773,40 @@ def test_features_without_any_spread_leave_the_bias(name, V):
     form.start()
     z = torch.arange(2.0 * V).reshape(V, 2)
     torch.testing.assert_close(form.update(z), z.mean(0).expand(V, 2))
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, shape=SHAPES, nu=PENALTIES, mu=st.sampled_from([0.0, 0.3]), kappa=st.sampled_from([0.0, 0.2]))
+def test_gradient_W_b_from_sums_is_the_step_over_all_nodes(seed, shape, nu, mu, kappa):
+    s = Layer(seed, shape)
+    target = torch.eye(len(s.W), dtype=s.W.dtype) if s.W.shape[0] == s.W.shape[1] else None
+    r = s.z - s.p @ s.W.mT - s.b
+    moments = Moments.of(s.p, r)
+    W, b = update_W_b_gradient(moments, s.W, s.b, nu, mu, kappa, target)
+    old = s.W.clone(), s.b.clone()
+    update_W_gradient_(old[0], r, s.p, nu, mu, kappa, target)
+    update_b_(old[1], r)
+    torch.testing.assert_close(W, old[0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(b, old[1], rtol=1e-8, atol=1e-8)
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, shape=SHAPES, nu=PENALTIES, rho=PENALTIES, name=st.sampled_from(sorted(ACTIVATIONS)))
+def test_u_follows_from_q_and_z(seed, shape, nu, rho, name):
+    """Whatever p and u were, u after an iteration is nu (q - f(z))."""
+    s, f = Layer(seed, shape), get_activation(name)
+    p, u, z, q = s.p, s.u.clone(), s.q.clone(), torch.empty_like(s.q)
+    update_q_u_(q, u, p, z, f, nu, rho)
+    size = (nu + rho) * float(q.abs().max() + z.abs().max() + p.abs().max()) + float(s.u.abs().max())
+    torch.testing.assert_close(dual(q, z, f, nu, torch.empty_like(q)), u, rtol=0, atol=1e3 * EPS * size)
+
+
+@settings(deadline=None)
+@given(seed=SEEDS, shape=SHAPES, nu=PENALTIES, rho=PENALTIES)
+def test_blocks_of_nodes_share_one_inverse(seed, shape, nu, rho):
+    s = Layer(seed, shape)
+    whole, inverse = prepare_p_exact(s.z, s.W, s.b, nu, rho)
+    assert torch.equal(inverse, inverse_p(s.W, nu, rho))
+    right, same = prepare_p_exact(s.z[:1], s.W, s.b, nu, rho, inverse=inverse)
+    assert same is inverse
+    torch.testing.assert_close(right, whole[:1])

@@ -21,6 +21,11 @@ SMALL = {
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
     "sign": (["--nodes", "60", "--edges", "200", "--features", "9", "--repeat", "1"], ["torch.sparse / pdadmm"]),
+    "disk_training": (
+        ["--parts", "limit,time,agreement", "--nodes", "200", "--time-nodes", "80", "--inputs", "12", "--hidden", "8",
+         "--layers", "4", "--iterations", "2", "--repeat", "1"],
+        ["within the limit: yes", "1.0000 of the formula", "from disk / in memory: ", "| float64 | 2 |"],
+    ),
     "plan": (["--machine-dir", str(FOLDER.parent / "examples"), "--only", "1", "--share", "0.01", "--repeat", "1"],
              ["bytes: predicted / measured 1.000 to 1.000 over 1 runs"]),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
@@ -69,3 +74,11 @@ def test_time_to_accuracy_reads_a_contest(run, tmp_path):
     out = run("time_to_accuracy", str(file), "--layers", "3", "--seeds", "1")
     assert "validation accuracy 0.3960, 1 seeds" in out
     assert [f"| {name} |" in out for name in ("adam", "pdadmm-g", "pdadmm-g, defaults")] == [True] * 3
+
+
+def test_augmentation_from_disk_prints_its_table(run, tmp_path):
+    shape = ["--nodes", "60", "--edges", "200", "--features", "20"]
+    out = run("disk", "--folder", str(tmp_path / "d"), *shape, "--limits", "100MiB", "--repeat", "1", "--kills", "1")
+    assert "| 100MiB | 1 | in memory |" in out
+    assert "the same bits in all runs" in out
+    assert "1 of 1 killed and resumed runs gave the same files" in out

@@ -200,6 +200,20 @@ def test_a_run_goes_on_from_a_checkpoint(graph, fitted, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_it_trains_from_disk_or_says_that_it_does_not(graph, fitted, name, tmp_path):
+    disk = {"memory": "300MiB", "scratch": tmp_path}
+    if not solver_class(name).streams:
+        with pytest.raises(InputError, match="memory = 300MiB: must be left out"):
+            make(name).fit(graph, **disk)
+        return
+    again = make(name).fit(graph, **disk)
+    ours, theirs = (run.history_.column("objective") for run in (fitted(name), again))
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    assert again.score(graph) == pytest.approx(fitted(name).score(graph), abs=0.05)
+    assert json.loads(json.dumps(again.summary_)) == again.summary_
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_arrays_with_names(name, graph):
     random = np.random.default_rng(0)
     labels = random.integers(3, size=60)

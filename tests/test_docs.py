@@ -243,13 +243,16 @@ def test_every_data_set_operator_weighting_and_scaling_is_documented():
 
 
 @pytest.fixture(scope="module")
-def small():
+def small(tmp_path_factory):
     """A short run of one solver of each kind, and the keys of all their summaries with those of `pdadmm train`."""
     augmented, gnns = (pdadmm.PDADMMG, pdadmm.Adam), (pdadmm.GCN, pdadmm.SampledGNN, pdadmm.GIST)
     kinds = [*(partial(solver, hops=1) for solver in augmented), *gnns]
     runs = [solver(layers=3, hidden=8, iterations=2).fit(pdadmm.digits()) for solver in kinds]
+    from_disk = {"memory": "300MiB", "scratch": tmp_path_factory.mktemp("disk")}
+    disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
+    assert disk.history_[0].keys() == runs[0].history_[0].keys()
     added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
-    return runs, added.union(*(run.summary_ for run in runs))
+    return runs, added.union(disk.summary_, *(run.summary_ for run in runs))
 
 
 def tables_of(title: str) -> list[set[str]]:

@@ -66,6 +66,9 @@ def train(problem: Problem, grid: str, **parameters):
 
     def collecting(network):
         finish(network)
+        rows = network.shard.rows
+        told = f", nodes {rows.start + 1} to {rows.stop} of {problem.nodes}" if shards > 1 and network.active else ""
+        assert network.describe().partition(",")[1:] == told.partition(",")[1:]
         states[network.transport.rank, network.shard.group.rank] = state_of(network)  # the last stage's stays
 
     with pytest.MonkeyPatch.context() as patch:
@@ -201,6 +204,17 @@ def test_divergence_is_told_alike_on_every_rank():
         with pytest.raises(DivergenceError) as many:
             train(problem, grid, **more)
         assert str(many.value) == str(one.value)
+
+
+def test_a_grid_backs_off_together():
+    problem = make_problem(7, 30, 10, 5, 3, torch.float32)
+    more = {"layers": 4, "hidden": 5, "iterations": 6, "form": "exact", "dtype": "float32"}
+    more |= {"nu": 28.0, "rho": 1e-10, "on_divergence": "backoff"}
+    for grid in ("1x1", "2x2"):
+        (first, *_), found = train(problem, grid, **more)
+        assert all(row["rho"] > 1e-9 for row in first[0])  # it did
+        assert np.isfinite(first[0][-1]["lagrangian"])
+        assert_both_sides_agree(found)
 
 
 def test_moments_are_counted_as_the_docs_say():

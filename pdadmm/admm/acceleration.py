@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pdadmm.admm.shard import WHOLE, Shard
 
-__all__ = ["ACCELERATIONS", "Momentum"]
+__all__ = ["ACCELERATIONS", "Momentum", "next_step"]
 
 # Name -> whether stage number k (from 0) is accelerated.
 ACCELERATIONS = {
@@ -18,6 +18,16 @@ ACCELERATIONS = {
     "first-stage": lambda stage: stage == 0,
     "all-stages": lambda stage: True,
 }
+
+
+def next_step(t: float) -> tuple[float, float]:
+    """Return beta_k and t_{k+1} of FISTA's sequence after t_k.
+
+    >>> next_step(1.0)[0]
+    0.0
+    """
+    following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t**2))
+    return (t - 1.0) / following, following
 
 
 class Momentum:
@@ -49,9 +59,7 @@ class Momentum:
         if restart or not measure < self.measure:
             self.t = 1.0
         self.measure = math.inf if restart else measure
-        t = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * self.t**2))
-        self.beta = (self.t - 1.0) / t
-        self.t = t
+        self.beta, self.t = next_step(self.t)
         torch.sub(q, self.last_q, out=self.q).mul_(self.beta).add_(q)
         self.last_q.copy_(q)
         self._extrapolate_(u, self.last_u)

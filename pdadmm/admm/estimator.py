@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import ADMMSettings, check_tol
 from pdadmm.admm.solver import ADMMSolver
+from pdadmm.console import human_bytes
+from pdadmm.disk.limits import Limit
+from pdadmm.disk.storage import Storage, state_columns
 from pdadmm.errors import InputError
 from pdadmm.estimator import GraphClassifier, Outcome
 from pdadmm.parallel.rank_grid import check_grid
@@ -37,6 +43,8 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     True
     """
 
+    streams = True
+
     @classmethod
     def preset_parameters(cls, name: str) -> dict[str, Any]:
         """Return the parameters that a row of PRESETS changes; InputError for a name that is not one."""
@@ -56,8 +64,10 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         check_grid(settings.grid, transport.size, settings.layers)
         return settings
 
-    def _problem(self, settings, graph, y, transport: Transport) -> tuple[Problem, np.ndarray | None, float]:
-        problem, shift, seconds = super()._problem(settings, graph, y, transport)
+    def _problem(
+        self, settings, graph, y, transport: Transport, on_disk: bool = False
+    ) -> tuple[Problem, np.ndarray | None, float]:
+        problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
         check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
         return problem, shift, seconds
 
@@ -68,22 +78,56 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         transport: Transport,
         watch: Callable[[dict[str, Any]], None],
         saver: Saver | None = None,
+        storage: Storage | None = None,
     ) -> Outcome:
-        solver = ADMMSolver(problem, settings, transport, settings.eval_every, watch, saver=saver).run()
-        outcome = Outcome(solver.best_weights(), solver.history, solver.stages, solver.summary())
+        solver = ADMMSolver(
+            problem, settings, transport, settings.eval_every, watch, saver=saver, storage=storage
+        ).run()
+        summary = solver.summary()
+        if storage is not None:
+            summary |= storage.summary()
+            storage.remove()
+        outcome = Outcome(solver.best_weights(), solver.history, solver.stages, summary)
         solver.close()
         return outcome
+
+    def _storage(self, problem: Problem, settings: ADMMSettings, folder: Path, limit: Limit) -> Storage:
+        """Return where X and the state lie while training from disk; X leaves the memory."""
+        if settings.first_layer == "kernel":
+            allowed = "auto, gram or gradient with memory"
+            raise InputError("first_layer", "kernel", allowed, "gram has the same minimiser")
+        taken = limit.most()
+        if taken > limit.limit:
+            allowed = f"more than the {human_bytes(taken)} that the augmented features took"
+            raise InputError("memory", human_bytes(limit.limit), allowed, "or augment to disk first")
+        X, problem.X = problem.X, None
+        columns, widths = largest_state(settings, problem)
+        return Storage(folder, limit.limit, X, problem.nodes, widths, columns, getattr(torch, settings.dtype))
+
+
+def largest_state(settings: ADMMSettings, problem: Problem) -> tuple[dict[str, int], list[int]]:
+    """Return the state's columns in the stage with the most of them, and the widths of the deepest network."""
+    found = []
+    for number, depth in enumerate(settings.stages):
+        widths = [problem.inputs, *[settings.hidden] * (depth - 1), problem.classes]
+        stored = [n for n in range(1, depth) if not settings.solves_exactly(max(widths[n : n + 2]), problem.nodes)]
+        found.append(state_columns(widths, stored, ACCELERATIONS[settings.acceleration](number)))
+    return max(found, key=lambda columns: sum(columns.values())), widths
 
 
 @dataclass(eq=False, repr=False)
 class PDADMMGQ(PDADMMG, Quantizer):
     """pdADMM-G-Q: PDADMMG with quantized messages; its own parameters are those of Quantizer.
 
+    It trains in memory: the scale of a message needs all nodes before any is quantized.
+
     >>> from pdadmm import PDADMMGQ, digits
     >>> solver = PDADMMGQ(bits=4, layers=3, hidden=32, iterations=5).fit(digits())
     >>> solver.score(digits()) > 0.8
     True
     """
+
+    streams = False
 
     def checked(self) -> ADMMSettings:
         """Return a copy with every value checked and the quantizer built."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pdadmm.admm.layer import UPDATED, Layer, Terms
 from pdadmm.admm.link import Link
+from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.checkpoint import State
@@ -150,12 +151,27 @@ class Network:
         self.transport.send(h, self.rank_above, "evaluation")
         return None
 
+    def lowest_input(self, nodes: int) -> Tensor | None:
+        """Return the lowest value of each column of layer L's input on the rank that holds it, else None."""
+        h = self.last_input(nodes)
+        return None if h is None else h.amin(0)
+
+    def tally(self, problem: Problem) -> dict[str, float] | None:
+        """Return what the composed network scores on the labelled nodes, on layer L's rank, else None."""
+        logits = self.forward(len(problem.y))
+        return None if logits is None else tally(logits, problem.y, problem.parts)
+
     def forward(self, nodes: int) -> Tensor | None:
         """Pass the ``nodes`` labelled nodes through the composed network; logits on layer L's rank only."""
         h = self.last_input(nodes)
         if not self.active or self.rank_above is not None:
             return None
         return self.layers[-1].forward(h)
+
+    def states(self) -> list[State]:
+        """Return what a checkpoint needs of this rank's layers, once nothing is under way."""
+        self.finish()
+        return [layer.state() for layer in self.layers]
 
     def snapshot(self) -> list[State]:
         """Return copies of this rank's weights, a layer each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ __all__ = ["Problem", "scores", "tally"]
 class Problem:
     """X (N, n_0) on rank 0 and None on the others; y (N,) everywhere; rows are train, then val, then test.
 
-    ``parts`` maps "train", "val", "test" to their rows; a part may be empty but for "train".
+    X may lie on disk, for a storage to take. ``parts`` maps "train", "val", "test" to their rows; a part may be empty
+    but for "train".
     """
 
-    X: Tensor | None
+    X: Any  # a Tensor, or rows on disk
     y: Tensor
     inputs: int
     classes: int

@@ -110,6 +110,10 @@ class ADMMSettings:
             check_stages(stages, layers)
         return check_tol(type(self)(**values))
 
+    def solves_exactly(self, width: int, nodes: int) -> bool:
+        """Whether p and W of a layer this wide are solved exactly: Cholesky work grows as n^3, products as V n^2."""
+        return self.form == "exact" or (self.form == "auto" and width <= 8 * nodes)
+
 
 def check_tol(settings: ADMMSettings) -> ADMMSettings:
     """Return the settings; InputError where ``tol`` would end every stage at once."""

@@ -18,12 +18,15 @@ from pdadmm.admm.growth import Weights, grow, random_layer
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
-from pdadmm.admm.problem import Problem, scores, tally
+from pdadmm.admm.problem import Problem, scores
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
+from pdadmm.admm.streamed import StreamedNetwork
+from pdadmm.admm.streamed_first import StreamedFirst
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
-from pdadmm.errors import DivergenceError
+from pdadmm.disk.storage import Storage
+from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.rank_grid import choose_grid, join_grid
@@ -52,7 +55,7 @@ class ADMMSolver:
 
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
     the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
-    ``saver`` writes checkpoints, and may have one to go on from.
+    ``saver`` writes checkpoints, and may have one to go on from; with a ``storage`` X and the state lie on disk.
     The ranks are the grid that the settings ask for. ``column`` joins those of one shard, whose rank is the layer
     group; ``shard`` says which nodes are this rank's, and joins those of one group; ``problem`` is the shard's.
     After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
@@ -68,6 +71,7 @@ class ADMMSolver:
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         first: Any = None,
         saver: Saver | None = None,
+        storage: Storage | None = None,
     ) -> None:
         self.settings, self.transport = settings, transport
         self.eval_every, self.watch = eval_every, watch
@@ -86,7 +90,7 @@ class ADMMSolver:
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
         self.history, self.stages, self.clock = History(), [], Clock()
         self.weights: Weights = {}
-        self.first, self.saver = first, saver
+        self.first, self.saver, self.storage = first, saver, storage
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
@@ -165,17 +169,21 @@ class ADMMSolver:
         last = stage.ended and stage.number + 1 == len(self.settings.stages)
 
         def layers() -> dict[int, State]:
-            network.finish()
             best = [prefixed("best", weights) for weights in stage.best.weights]
-            states = {layer.index: layer.state() | own for layer, own in zip(network.layers, best)}
+            states = {layer.index: state | own for layer, state, own in zip(network.layers, network.states(), best)}
             joined = {layer: self.shard.joined(state) for layer, state in states.items()}
             return {layer: state for layer, state in joined.items() if state is not None}
 
         def run() -> dict[str, Any]:
             state = run_state(stage, self.history, self.stages, self.clock, self.transport)
-            return state | {"rho": self.penalties.rho, "schedule": self.schedule.state()}
+            state |= {"rho": self.penalties.rho, "schedule": self.schedule.state()}
+            return state | ({} if self.storage is None else {"files": self.storage.record()})
 
         self.saver.step(len(self.history), last, layers, run)
+        if self.storage is not None and self.saver.written != len(self.history):
+            # the next iteration would write over the state that the last checkpoint counts on
+            allowed = "a folder with room for checkpoints"
+            raise InputError("scratch", str(self.storage.folder), allowed, "resume goes on from the last one")
 
     def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
         """Build the stage of a checkpoint and bring it to where that was written, on any grid of ranks."""
@@ -189,7 +197,10 @@ class ADMMSolver:
         own = {layer: read(layer) for layer in self.placement[self.column.rank]}
         self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
         network = self._build(state["stage"]["number"], depth, self.placement)
-        network.restore(lambda layer: own.get(layer) or read(layer))
+        if self.storage is None:
+            network.restore(lambda layer: own.get(layer) or read(layer))
+        else:
+            network.go_on(own, state["files"], state["stage"]["ended"])
         self.clock.stop()
         stage, self.history, self.stages = restore_run(state, self.clock, self.transport)
         stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
@@ -223,18 +234,24 @@ class ADMMSolver:
         """The first group factors the first layer and draws W_1."""
         s = self.settings
         if self.column.rank == 0:
-            if self.first is None:
-                self.first = self.first_form(self.problem.X, self.nodes, s.kappa_first, self.shard)
+            if self.storage is not None:
+                self.first = StreamedFirst(s.first_layer, self.storage, s.kappa_first)
+                squared = self.first.squared
+            else:
+                if self.first is None:
+                    self.first = self.first_form(self.problem.X, self.nodes, s.kappa_first, self.shard)
+                (squared,) = self.shard.sums(squared_norm(self.first.p))
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
-            (squared,) = self.shard.sums(squared_norm(self.first.p))
             length = math.sqrt(squared / self.nodes) or 1.0
             weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
             self.first.set_weights(*weights)
 
-    def _build(self, number: int, depth: int, placement: list[range]) -> Network:
+    def _build(self, number: int, depth: int, placement: list[range]) -> Network | StreamedNetwork:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.column.rank]]
         s, nodes = self.settings, self.problem.nodes
         accelerate = ACCELERATIONS[s.acceleration](number)
+        if self.storage is not None:
+            return StreamedNetwork(layers, self.storage, number, self.problem, accelerate, self.transport.trace)
         return Network(layers, placement, nodes, self.column, s.quantizer, s.seed, accelerate, self.shard)
 
     def _layer(self, index: int, last: bool) -> Layer:
@@ -242,9 +259,7 @@ class ADMMSolver:
             layer: Layer = FirstLayer(self.first, self.activation, self.penalties)
         else:
             W, b = self.weights[index]
-            form = self.settings.form
-            # Cholesky work grows as n^3, the products as V n^2
-            exact = form == "exact" or (form == "auto" and max(W.shape) <= 8 * self.nodes)
+            exact = self.settings.solves_exactly(max(W.shape), self.nodes)
             quantizer = self.settings.quantizer
             grid = quantizer.grid() if quantizer is not None and quantizer.constrained else None
             layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard)
@@ -257,9 +272,9 @@ class ADMMSolver:
         self._go_back(network, snapshot)
         self.shift = None
         if not self.activation.idempotent and network.depth < self.settings.layers:
-            h = network.last_input(len(self.problem.y))
+            lowest = network.lowest_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
-            own = None if h is None else 2.0 * (-h.amin(0)).clamp_min(0.0)
+            own = None if lowest is None else 2.0 * (-lowest).clamp_min(0.0)
             parts = [part for part in self.transport.allgather(own) if part is not None]
             self.shift = functools.reduce(torch.maximum, parts)
 
@@ -322,8 +337,7 @@ class ADMMSolver:
     def _evaluate(self, network: Network) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
         self.transport.trace.mark("evaluate")
-        logits = network.forward(len(self.problem.y))
-        own = None if logits is None else tally(logits, self.problem.y, self.problem.parts)
+        own = network.tally(self.problem)
         tallies = self.transport.allgather(own, "evaluation")
         return scores([own for own in tallies if own is not None], self.counts)
 

@@ -20,9 +20,12 @@ from pdadmm.quantize import Grid
 __all__ = [
     "Moments",
     "cholesky",
+    "dual",
+    "inverse_p",
     "prepare_p_exact",
     "spd_inverse",
     "update_W_b_exact",
+    "update_W_b_gradient",
     "update_W_gradient_",
     "update_b_",
     "update_p_constrained_",
@@ -49,16 +52,30 @@ def spd_inverse(A: Tensor) -> Tensor:
     return torch.cholesky_inverse(cholesky(A))
 
 
+def inverse_p(W: Tensor, nu: float, rho: float) -> Tensor:
+    """Return (nu W^T W + rho I)^-1 (m, m), which all nodes share in the exact p-update."""
+    system = nu * (W.mT @ W)
+    system.diagonal().add_(rho)
+    return spd_inverse(system)
+
+
 def prepare_p_exact(
-    z: Tensor, W: Tensor, b: Tensor, nu: float, rho: float, out: Tensor | None = None
+    z: Tensor,
+    W: Tensor,
+    b: Tensor,
+    nu: float,
+    rho: float,
+    out: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return nu (z - b) W, in ``out`` if given, and (nu W^T W + rho I)^-1: the part that needs no q.
 
-    It runs while q is still on its way from the rank below. Shapes: z (V, n), W (n, m), out (V, m).
+    It runs while q is still on its way from the rank below; blocks of nodes share one ``inverse``, by inverse_p.
+    Shapes: z (V, n), W (n, m), out (V, m).
     """
-    system = nu * (W.mT @ W)
-    system.diagonal().add_(rho)
-    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), spd_inverse(system)
+    if inverse is None:
+        inverse = inverse_p(W, nu, rho)
+    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), inverse
 
 
 def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
@@ -218,6 +235,22 @@ def update_W_b_exact(
     return W, b
 
 
+def update_W_b_gradient(
+    moments: Moments, W: Tensor, b: Tensor, nu: float, mu: float, kappa: float = 0.0, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return W and b after update_W_gradient_ and update_b_, from sums over nodes: ``moments`` are those of p and r.
+
+    |p G^T|^2 = <G, G p^T p>, and the mean of r after the step follows from the sums of r and p.
+    """
+    G = mu * W - nu * moments.zp
+    if kappa:
+        G.add_(W if target is None else W - target, alpha=nu * kappa)
+    G_squared = G.square().sum()
+    theta = nu * (G * (G @ moments.pp)).sum() + (mu + nu * kappa) * G_squared
+    step = torch.where(theta > 0, G_squared / theta, 0.0)
+    return W - step * G, b + (moments.z_sum + step * (G @ moments.p_sum)) / moments.count
+
+
 def update_q_(q: Tensor, p_next: Tensor, u: Tensor, f_z: Tensor, nu: float, rho: float) -> None:
     """Set q to (rho p_next + u + nu f(z)) / (rho + nu), the exact q-subproblem; all (V, n)."""
     torch.mul(p_next, rho, out=q)
@@ -241,3 +274,8 @@ def update_q_u_(
     else:
         update_q_(q, p_next, u, activation(z), nu, rho)
         update_u_(u, p_next, q, rho)
+
+
+def dual(q: Tensor, z: Tensor, activation: PiecewiseLinear, nu: float, out: Tensor) -> Tensor:
+    """Return u = nu (q - f(z)) in ``out``: what update_q_ and update_u_ leave, whatever u was before; all (V, n)."""
+    return torch.sub(q, activation(z), out=out).mul_(nu)

@@ -12,7 +12,7 @@ from pdadmm.augment.product import spmm
 from pdadmm.console import Work
 from pdadmm.errors import InputError
 
-__all__ = ["WEIGHTINGS", "hop_weights", "propagate"]
+__all__ = ["WEIGHTINGS", "add_hop", "cache_lines", "hop_weights", "propagate"]
 
 
 def _ppr(hops: int, alpha: float, heat_time: float) -> list[float]:
@@ -101,10 +101,10 @@ def propagate(
             _load(X, a, b, slices[0])
             for k, (block, index) in enumerate(_chain(S, S_last, slices, hops, rows)):
                 if weights is None:
-                    _store(out[:, k * F + a : k * F + b], block, index)
+                    add_hop(out[:, k * F + a : k * F + b], block, index)
                 else:
                     # A numpy scalar would turn float32 work into float64; a Python number does not.
-                    _store(out[:, a:b], block, index, float(weights[k]), add=k > 0)
+                    add_hop(out[:, a:b], block, index, float(weights[k]), add=k > 0)
                 work.step()
     return out
 
@@ -154,7 +154,7 @@ def _load(X, a: int, b: int, out: np.ndarray) -> None:
         )
 
 
-def _store(target: np.ndarray, block: np.ndarray, index, weight: float = 1.0, add: bool = False) -> None:
+def add_hop(target: np.ndarray, block: np.ndarray, index, weight: float = 1.0, add: bool = False) -> None:
     """target (+)= weight * block[index], in blocks of rows so that the temporary stays in cache."""
     step = max(1, _STORE_BYTES // max(1, target.shape[1] * target.itemsize))
     for a in range(0, len(target), step):

@@ -30,6 +30,8 @@ COMMANDS = {
         Command("train", "pdadmm.cli.train", "train a network on a graph and report its accuracy"),
         Command("tune", "pdadmm.cli.tune", "search a solver's settings by validation accuracy"),
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
+        Command("convert", "pdadmm.cli.convert", "make a graph on disk from lists of edges of any size"),
+        Command("augment", "pdadmm.cli.augment", "augment a graph on disk within a limit of memory"),
         Command("plan", "pdadmm.cli.plan", "predict memory, bytes and seconds of a training, and how to spread it"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("report", "pdadmm.cli.report", "write one page about a run folder of train --run"),

@@ -11,6 +11,7 @@ from typing import Any
 from pdadmm import console
 from pdadmm.admm.presets import PRESETS
 from pdadmm.data import Graph, load_with_split
+from pdadmm.disk.augmented import AUGMENTED_HEADER, AugmentedFolder
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import Check, parameters
@@ -152,8 +153,14 @@ def check_writable(given: argparse.Namespace, *names: str) -> None:
             raise InputError(name, getattr(given, name), "a file that can be written")
 
 
-def read_graph(given: argparse.Namespace) -> Graph:
-    """Read the graph with its split, as the data flags say."""
+def read_graph(given: argparse.Namespace) -> Graph | AugmentedFolder:
+    """Read the graph with its split, as the data flags say; or open what `pdadmm augment` made of one."""
+    if (Path(given.dataset) / AUGMENTED_HEADER).is_file():
+        folder = AugmentedFolder(given.dataset)
+        if given.split not in (None, "file") or folder.splits is None:
+            remedy = "give --split to pdadmm augment: the scaling is learned from the training nodes"
+            raise InputError("split", given.split, "the one that the folder was augmented with", remedy)
+        return folder
     if not given.split_seed.isascii() or not given.split_seed.isdigit():
         raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
     return load_with_split(given.dataset, given.data_dir, given.split, int(given.split_seed))

@@ -42,8 +42,10 @@ def place(given: argparse.Namespace) -> None:
         asked = getattr(given, flag)
         if asked:
             raise InputError(flag, asked, "left out with --run", f"the folder {given.run} has its {name}")
+        # --ultra-wide leaves no model to save, and with --memory the scratch folder holds the checkpoints
         sliced = flag == "save" and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes")
-        if (flag != "trace" or asked == "") and not sliced:  # --ultra-wide leaves no model to save
+        elsewhere = flag == "checkpoint" and getattr(given, "memory", None) is not None
+        if (flag != "trace" or asked == "") and not (sliced or elsewhere):
             setattr(given, flag, os.path.join(given.run, name))
 
 
@@ -78,9 +80,11 @@ def configuration(given: argparse.Namespace, fields: list[dataclasses.Field]) ->
         "dataset": dataset,
         "data-dir": given.data_dir and os.path.abspath(given.data_dir),
         "split": given.split,
-        "split-seed": int(given.split_seed),
+        "split-seed": accepted("split_seed", given.split_seed, whole(0)),
         "solver": given.solver,
         "preset": getattr(given, "preset", None),
+        "memory": getattr(given, "memory", None),
+        "scratch": getattr(given, "scratch", None) and os.path.abspath(given.scratch),
         "every": accepted("every", given.every, whole(1)),
     }
     for field in fields:

@@ -59,13 +59,16 @@ def run(arguments: list[str]) -> int:
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
+        if solver.streams:
+            checkpoints |= {"memory": given.memory, "scratch": given.scratch}
         estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
     summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if transport.rank == 0 else None
     if given.run and transport.rank == 0:
-        summary["confusion"] = confusion_matrix(estimator, graph)
+        in_memory = isinstance(graph, Graph) and getattr(given, "memory", None) is None
+        summary["confusion"] = confusion_matrix(estimator, graph) if in_memory else None
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
@@ -92,6 +95,10 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     if preset is not None:
         add_preset_flag(parser)
     add_parameter_flags(parser, flags(solver), preset=preset)
+    if solver.streams:
+        disk = parser.add_argument_group("training from disk")
+        disk.add_argument("--memory", metavar="SIZE", help="limit on memory beyond the graph's, such as 2GiB")
+        disk.add_argument("--scratch", metavar="DIR", help="folder for what does not fit, and for checkpoints")
     out = parser.add_argument_group("results")
     files = ", ".join([run_folder.CONFIG, *run_folder.FILES.values()])
     out.add_argument("--run", metavar="DIR", help=f"write all of a run into this folder: {files}")

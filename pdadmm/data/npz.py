@@ -23,7 +23,7 @@ from pdadmm.data.graph import Graph
 from pdadmm.errors import InputError
 from pdadmm.files import memory_bytes
 
-__all__ = ["read_npz", "write_npz"]
+__all__ = ["npy_header", "read_npz", "write_npz"]
 
 _SPLIT_KEYS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
 _LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
@@ -151,7 +151,7 @@ class _Arrays:
         if info.file_size > min(_LARGEST_RATIO * stored + 1024, memory_bytes()):
             raise ValueError(f"claims {info.file_size} bytes out of {stored}")
         with self.archive.open(info) as stream:  # the header first: what it claims is the size, or nothing is read
-            _npy_header(stream.read(_HEADER_BYTES), info.file_size)
+            npy_header(stream.read(_HEADER_BYTES), info.file_size)
         content = bytearray(info.file_size)  # ours, hence writable, and filled without a second copy
         view, filled = memoryview(content), 0
         with self.archive.open(info) as stream:
@@ -181,7 +181,7 @@ class _Arrays:
         return sp.csr_array(parts, shape=(rows, columns))
 
 
-def _npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+def npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """(shape, Fortran order, type, where the numbers start) of an .npy file of ``size`` bytes; ValueError for all but
     plain numbers that fill it."""
     stream = io.BytesIO(start)
@@ -203,7 +203,7 @@ def _npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], 
 
 def _parse_npy(content: bytearray) -> np.ndarray:
     """The array in the bytes of an .npy file, sharing their memory; ValueError for all but plain numbers."""
-    shape, fortran_order, dtype, offset = _npy_header(memoryview(content)[:_HEADER_BYTES], len(content))
+    shape, fortran_order, dtype, offset = npy_header(memoryview(content)[:_HEADER_BYTES], len(content))
     array = np.frombuffer(content, dtype=dtype, offset=offset)
     array = array.reshape(shape, order="F" if fortran_order else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))

@@ -83,7 +83,7 @@ DATASETS: dict[str, Dataset] = {row.name: row for row in _ROWS}
 
 
 def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -> Graph:
-    """Load a graph by registry name or from the path of an .npz file.
+    """Load a graph by registry name, from the path of an .npz file, or from a folder that `pdadmm convert` made.
 
     A name of ``DATASETS`` is looked for in ``data_dir``, else in the folder that the environment variable
     PDADMM_DATA names: its .npz file, then raw Planetoid files (``ind.NAME.allx`` and so on, there or in
@@ -100,6 +100,11 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
         return read_npz(text, own_split=known.split if known else "file")
     name, _, rest = text.partition(":")
     row = DATASETS.get(name)
+    if row is None and text and Path(text).is_dir():
+        from pdadmm.disk.graph import DiskGraph  # it needs this package's readers
+
+        with DiskGraph(text) as graph:
+            return graph.to_graph()
     if row is None or (rest and row.builder is None):
         raise _unknown(text)
     return row.builder(rest) if row.builder else _load_file(row, data_dir)
@@ -147,4 +152,5 @@ def _unknown(text: str) -> InputError:
     known = [f"{row.name} or {row.form}" if row.form else row.name for row in DATASETS.values()]
     close = difflib.get_close_matches(text.lower().partition(":")[0], DATASETS, n=2)
     remedy = f"did you mean {' or '.join(close)}?" if close else ""
-    return InputError("dataset", text, f"one of {', '.join(known)}, or the path of an .npz file", remedy)
+    allowed = f"one of {', '.join(known)}, the path of an .npz file, or a folder with a graph.json"
+    return InputError("dataset", text, allowed, remedy)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pdadmm import __version__
-from pdadmm.data import Graph
 from pdadmm.errors import InputError
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import parameters
@@ -52,8 +51,8 @@ def settings_of(holder: Any) -> dict[str, str]:
 
 
 def data_digest(graph: Any, y: Any) -> str:
-    """Return a digest of what ``fit`` is given: a Graph's own, or that of plain arrays; "" for anything else."""
-    if isinstance(graph, Graph):
+    """Return a digest of what ``fit`` is given: its own, or that of plain arrays; "" for anything else."""
+    if hasattr(graph, "fingerprint"):  # a Graph, or a folder of augmented features
         return graph.fingerprint()
     digest = blake2b(digest_size=16)
     for value in (graph, y):

@@ -1,0 +1,231 @@
+"""All layers of a stage in one process, over nodes that stream through memory block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.acceleration import next_step
+from pdadmm.admm.block import BlockUpdates, Tally, Weights
+from pdadmm.admm.layer import UPDATED, HiddenLayer, Terms
+from pdadmm.admm.problem import Problem, tally
+from pdadmm.admm.updates import update_W_b_exact, update_W_b_gradient
+from pdadmm.checkpoint import State
+from pdadmm.disk.storage import Storage, state_columns
+from pdadmm.trace import Trace
+
+__all__ = ["StreamedNetwork"]
+
+
+@dataclass
+class Pace:
+    """How far one boundary is extrapolated: t, the measure and beta_k of pdadmm.admm.acceleration.Momentum."""
+
+    t: float = 1.0
+    measure: float = math.inf
+    beta: float = 0.0
+
+    def step(self, measure: float) -> bool:
+        """Find beta_k once all nodes were seen; whether it is ``next_step(t)``, and not 0 after a restart."""
+        falls = measure < self.measure
+        self.t = self.t if falls else 1.0
+        self.measure = measure
+        self.beta, self.t = next_step(self.t)
+        return falls
+
+
+class StreamedNetwork:
+    """Stands for pdadmm.admm.network.Network where z and q of every node lie on disk; all else follows from them.
+
+    u = nu (q - f(z)) after every iteration, and p_l follows from z_l, q_{l-1} and u_{l-1} (its gradient form from the
+    last p_l too, which is then kept). W and b of all layers follow from sums over the nodes. So one pass over the
+    blocks does phase B of an iteration, and of the next one's phase A what the sums need:
+
+        read z, q;  p, by W, b of before;  z and q, by the new W, b;  write z, q;  p by the new W, b:  p^T p, z^T p, ..
+
+    and the next W, b are solved between two passes. The sums hold for the rho and the beta of each boundary that they
+    were made with; where those come out otherwise, a pass that only reads makes them again.
+
+    ``number`` is that of the stage.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], storage: Storage, number: int, problem: Problem, accelerate: bool, trace: Trace
+    ) -> None:
+        self.layers, self.storage, self.number, self.problem, self.trace = list(layers), storage, number, problem, trace
+        self.penalties, self.activation = layers[0].penalties, layers[0].activation
+        self.first, self.depth, self.accelerate = layers[0].solver, len(layers), accelerate
+        self.uppers: list[HiddenLayer] = list(layers[1:])
+        widths = [storage.inputs, len(self.first.b), *(len(layer.b) for layer in self.uppers)]
+        stored = [layer.index for layer in self.uppers if not layer.exact]
+        self.columns = state_columns(widths, stored, accelerate)
+        self.paces = [Pace() for _ in layers]
+        self.updates = BlockUpdates(self.layers, storage.block, accelerate)
+        self.sums: list[Any] = []  # Moments, one a layer
+        self.made: tuple[float, ...] = ()  # what the sums were made with; () for none
+        self.finite_p = [True] * self.depth
+        self.begun = False
+
+    def describe(self) -> str:
+        """Say which layers this process holds."""
+        return f"layers 1 to {self.depth} of {self.depth}" if self.depth > 1 else "layer 1 of 1"
+
+    # An iteration
+
+    def iterate(self) -> None:
+        """One iteration: W and b of all layers from the sums, then z and q of all nodes, with the next sums."""
+        if not self.begun:
+            self.storage.begin(self.number, self.columns)
+            self.begun = True
+        before = self._weights()
+        if self.made != self._premises():
+            self._look(before)
+        self.trace.mark("update W, b")
+        self._update_W_b()
+        self._advance(before, self._weights())
+
+    def _weights(self) -> list[Weights]:
+        return [Weights(self.first.W, self.first.b, None), *map(Weights.of, self.uppers)]
+
+    def _betas(self) -> list[float]:
+        return [pace.beta for pace in self.paces]
+
+    def _premises(self) -> tuple[float, ...]:
+        return (self.penalties.rho, *self._betas())
+
+    def _update_W_b(self) -> None:
+        nu, mu = self.penalties.nu, self.penalties.mu
+        sums = self.sums
+        self.first.update(sums[0].zp, sums[0].z_sum)
+        for layer, moments in zip(self.uppers, sums[1:]):
+            self.finite_p[layer.index] = bool(torch.isfinite(moments.p_sum).all())
+            if layer.exact:
+                prox = self.penalties.prox_W * layer.unit
+                layer.W, layer.b = update_W_b_exact(moments, layer.W, mu / nu, prox, layer.kappa, layer.target)
+            else:
+                layer.W, layer.b = update_W_b_gradient(moments, layer.W, layer.b, nu, mu, layer.kappa, layer.target)
+
+    # Passes over the nodes
+
+    def _blocks(self, write: bool) -> Iterator[tuple[range, Tensor, dict[str, Tensor]]]:
+        """Yield nodes, X and state of every block; the time between is the disk's."""
+        self.trace.mark("wait for the disk")
+        for block in self.storage.sweep(write):
+            self.trace.mark("update a block")
+            yield block
+            self.trace.mark("wait for the disk")
+
+    def _look(self, weights: Sequence[Weights]) -> None:
+        """Make the next sums from the state as it is; at a stage's start, find the unit of the ridges."""
+        starts, tally = self.storage.current is None, Tally(self.layers)
+        for _, X, state in self._blocks(write=False):
+            if starts:
+                self.updates.start(X, state, weights, tally)
+            self.updates.look(X, state, weights, self._betas(), tally)
+        if starts:
+            for layer in self.uppers:  # as HiddenLayer.start has it
+                layer.unit = tally.squares[layer.index] / layer.W.shape[1] or 1.0
+        self.sums, self.made = tally.sums, self._premises()
+
+    def _advance(self, before: Sequence[Weights], now: Sequence[Weights]) -> None:
+        """Bring all nodes through the iteration, and make the next sums."""
+        starts, tally = self.storage.current is None, Tally(self.layers)
+        extrapolated = [self.accelerate and layer.loss is None for layer in self.layers]
+        likely = [next_step(pace.t)[0] if moves else 0.0 for pace, moves in zip(self.paces, extrapolated)]
+        for nodes, X, state in self._blocks(write=True):
+            if starts:
+                self.updates.start(X, state, before, tally)
+            y = self.problem.y[nodes.start : nodes.stop]
+            self.updates.advance(X, y, state, before, now, (self._betas(), likely), tally)
+        self.measured = tally.ahead
+        self.sums, self.made = tally.sums, (self.penalties.rho, *likely)
+        for number, (pace, moves) in enumerate(zip(self.paces, extrapolated)):
+            if moves and not pace.step(tally.measures[number]):
+                self.measured[number] = tally.plain[number]
+        for terms, layer in zip(self.measured, self.layers):
+            terms.ridge = layer.ridge()
+
+    # What the driver asks
+
+    def terms(self) -> list[Terms]:
+        """Return what each layer adds to the objective and the residuals."""
+        return self.measured
+
+    def finish(self) -> None:
+        """Nothing is under way between two iterations."""
+
+    def message_bytes(self) -> int:
+        """Return 0: no layer is far from its neighbour."""
+        return 0
+
+    def not_finite(self) -> list[tuple[int, int, str]]:
+        """Return (place in the order of updates, layer, variable) where the layers are not finite."""
+        found = {(layer.index, name) for layer in self.uppers for name in "Wb" if not _finite(getattr(layer, name))}
+        found |= {(0, name) for name in "Wb" if not _finite(getattr(self.first, name))}
+        found |= {(index, "p") for index, finite in enumerate(self.finite_p) if not finite}
+        for _, _, state in self.storage.sweep(write=False):
+            bad = [name for name, x in state.items() if name[0] in "zq" and not _finite(x)]
+            found |= {(int(name[1:]), name[0]) for name in bad}
+        return [(UPDATED.index(name), index, name) for index, name in found]
+
+    def _top_inputs(self, nodes: int) -> Iterator[tuple[range, Tensor]]:
+        """Pass the labelled nodes up to layer L, block by block."""
+        for block, h in self.storage.X(nodes):
+            for layer, (W, b) in zip(self.layers[:-1], self._affine()):
+                h = layer.activation(torch.addmm(b, h, W.mT))
+            yield block, h
+
+    def _affine(self) -> list[tuple[Tensor, Tensor]]:
+        return [(self.first.W, self.first.b), *((layer.W, layer.b) for layer in self.uppers)]
+
+    def tally(self, problem: Problem) -> dict[str, float]:
+        """Return what the composed network scores on the labelled nodes, added up over the blocks."""
+        (W, b), total = self._affine()[-1], dict[str, float]()
+        for nodes, h in self._top_inputs(len(problem.y)):
+            start, stop = nodes.start, nodes.stop
+            own = {name: slice(max(rows.start, start) - start, max(min(rows.stop, stop) - start, 0))
+                   for name, rows in problem.parts.items()}  # fmt: skip
+            found = tally(torch.addmm(b, h, W.mT), problem.y[start:stop], own)
+            total = {name: total.get(name, 0) + value for name, value in found.items()}
+        return total
+
+    def lowest_input(self, nodes: int) -> Tensor:
+        """Return the lowest value of each column of layer L's input, over the labelled nodes."""
+        lowest = None
+        for _, h in self._top_inputs(nodes):
+            lowest = h.amin(0) if lowest is None else torch.minimum(lowest, h.amin(0))
+        return lowest
+
+    def snapshot(self) -> list[State]:
+        """Return copies of the weights, a layer each."""
+        return [layer.snapshot() for layer in self.layers]
+
+    # Checkpoints
+
+    def states(self) -> list[State]:
+        """Return what a checkpoint needs of every layer beside the files."""
+        paces = [asdict(pace) for pace in self.paces]
+        units = [{}, *({"unit": layer.unit} for layer in self.uppers)]
+        return [layer.snapshot() | pace | unit for layer, pace, unit in zip(self.layers, paces, units)]
+
+    def go_on(self, states: dict[int, State], record: dict[str, Any], ended: bool) -> None:
+        """Go on from the layers' states in a checkpoint and its record of the files, which an ended stage needs not."""
+        for index, (layer, pace) in enumerate(zip(self.layers, self.paces)):
+            state = states[index]
+            pace.t, pace.measure, pace.beta = state["t"], state["measure"], state["beta"]
+            if index == 0:
+                self.first.restore(state)
+            else:
+                layer.W, layer.b, layer.unit = state["W"], state["b"], state["unit"]
+        if not ended:
+            self.storage.go_on(self.number, self.columns, record)
+            self.begun = True
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())

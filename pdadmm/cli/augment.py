@@ -1,0 +1,116 @@
+"""``pdadmm augment``: augmented features of a graph, from disk to disk, within a limit of memory."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from pdadmm import console
+from pdadmm.augment import Augmenter
+from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags
+from pdadmm.data import load_with_split
+from pdadmm.disk.augment import ROWS, Request, augment_folder
+from pdadmm.disk.graph import HEADER, DiskGraph, write_graph
+from pdadmm.disk.plan import Plan
+from pdadmm.errors import InputError
+from pdadmm.files import peak_rss_bytes, resident_bytes
+from pdadmm.parallel.launch import make_transport, together
+from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import memory_size, one_of, parameters, whole
+
+__all__ = ["run"]
+
+PARAMETERS = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
+
+
+def run(arguments: list[str]) -> int:
+    """Augment; collective over the ranks of mpirun."""
+    given = _parser().parse_args(arguments)
+    transport = make_transport()
+    graph, request = together(transport, lambda: _request(given, transport))
+    before, began = resident_bytes(), time.perf_counter()
+    progress = console.StepProgress(transport.rank == 0 and not given.quiet)
+    try:
+        with graph:
+            plan = augment_folder(graph, request, given.out, transport, progress)
+    finally:
+        progress.close()
+    traffic = graph.traffic
+    used = transport.allgather((traffic.read, traffic.written, max(0, peak_rss_bytes() - before)))
+    if transport.rank == 0 and not given.quiet:
+        _report(given.out, plan, request.memory, used, time.perf_counter() - began)
+    transport.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pdadmm.cli import Parser
+
+    parser = Parser(
+        prog="pdadmm augment",
+        description="Augment a graph larger than memory: features seen through powers of a graph operator, scaled, "
+        "into a folder that pdadmm train reads. The same command goes on where a killed one ended.",
+    )
+    add_data_flags(parser)
+    add_parameter_flags(parser, _fields(), "augmentation")
+    own = parser.add_argument_group("work")
+    own.add_argument(
+        "--rows", default="labelled", metavar="NAME",
+        help="rows to keep: labelled (training, validation, test nodes) or all (default: labelled)",
+    )  # fmt: skip
+    own.add_argument(
+        "--memory", required=True, metavar="SIZE",
+        help="most memory of each rank beyond what it has at the start, such as 2GiB",
+    )  # fmt: skip
+    own.add_argument("--out", required=True, metavar="DIR", help="folder of the result; every rank must see it")
+    own.add_argument("--quiet", action="store_true", help="no progress, no report")
+    return parser
+
+
+def _fields() -> list:
+    """The hyper-parameters of the augmentation, as the solvers have them."""
+    from pdadmm.admm.estimator import PDADMMG
+
+    return [field for field in parameters(PDADMMG) if field.name in PARAMETERS]
+
+
+def _request(given: argparse.Namespace, transport: Transport) -> tuple[DiskGraph, Request]:
+    """Open the graph; one that is no folder yet is written to one inside the result's."""
+    memory = accepted("memory", given.memory, memory_size)
+    checks = {field.name: field.metadata["check"] for field in _fields()}
+    values = {name: accepted(name, getattr(given, name), check) for name, check in checks.items()}
+    rows, seed = accepted("rows", given.rows, one_of(ROWS)), accepted("split_seed", given.split_seed, whole(0))
+    folder, split = Path(given.dataset), given.split
+    if not (folder / HEADER).is_file():
+        folder, split = Path(given.out) / "graph", None
+        if transport.rank == 0 and not (folder / HEADER).is_file():
+            graph = load_with_split(given.dataset, given.data_dir, given.split, seed)
+            _make(Path(given.out))
+            write_graph(graph, folder)
+        transport.barrier()
+    return DiskGraph(folder), Request(Augmenter(**values), rows, split, seed, memory)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError("out", str(folder), "a folder that can be made", error.strerror or "") from None
+    if any(folder.iterdir()):
+        raise InputError("out", str(folder), "a new or empty folder", "name another")
+
+
+def _report(out: str, plan: Plan | None, memory: int, used: list[tuple[int, int, int]], seconds: float) -> None:
+    if plan is None:
+        print(f"{out} was finished before")
+        return
+    x, size = plan.shape, console.human_bytes
+    print(f"{out}: {x.kept} rows of {x.blocks * x.features} augmented features")
+    where = "in memory" if plan.resident else "read from disk for every hop"
+    print(f"{plan.slices} slices of {plan.width} columns, adjacency {where}")
+    read, written = (sum(rank[k] for rank in used) for k in range(2))
+    planned = size(plan.read_bytes), size(plan.written_bytes)
+    print(f"read {size(read)} (planned {planned[0]}), wrote {size(written)} (planned {planned[1]})")
+    peak = max(rank[2] for rank in used)
+    print(f"peak memory {size(peak)} of {size(memory)} allowed, {console.human_seconds(seconds)}")

@@ -1,0 +1,213 @@
+"""Where a training from disk keeps X and its state, and how large its blocks of nodes are under a limit of memory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdadmm.checkpoint import DamagedError
+from pdadmm.console import human_bytes
+from pdadmm.disk.blocks import DiskArray, NewArray, Traffic
+from pdadmm.disk.rows import Centred
+from pdadmm.disk.state import BUFFERS, Layout, StateFiles
+from pdadmm.errors import InputError
+
+__all__ = ["Storage", "fixed_bytes", "state_columns"]
+
+log = logging.getLogger("pdadmm")
+
+LEAST_BLOCK = 64  # nodes; thinner blocks would spend their time between the calls
+LARGEST_BLOCK = 16 << 20  # bytes of state; larger blocks fall out of the processor's cache and win nothing
+ALLOWANCE = 64 << 20  # bytes for what no formula knows: the allocator's leftovers, code pages, BLAS
+MIB = 1 << 20
+
+
+def state_columns(widths: Sequence[int], stored_p: Sequence[int], accelerated: bool) -> dict[str, int]:
+    """Return name -> columns of what is kept of every node between two iterations.
+
+    z_l, and below the last layer q_l, with both of the iteration before where they are extrapolated; p_l of the layers
+    ``stored_p``, counted from 0, whose p-update starts from the old p. ``widths`` are [n_0, .., n_L].
+
+    >>> state_columns([9, 5, 3], [], False)
+    {'z0': 5, 'q0': 5, 'z1': 3}
+    """
+    columns: dict[str, int] = {}
+    for layer, width in enumerate(widths[1:]):
+        hidden = layer + 2 < len(widths)
+        names = ["z", "q"] + (["last_z", "last_q"] if accelerated else []) if hidden else ["z"]
+        columns |= {f"{name}{layer}": width for name in names}
+        columns |= {f"p{layer}": widths[layer]} if layer in stored_p else {}
+    return columns
+
+
+class Storage:
+    """The scratch folder of a training: X in ``features.npy``, the state in two files, blocks of nodes in memory.
+
+    ``memory`` (bytes) limits what the training takes beyond what it starts with; the blocks have
+
+        B = (memory - 64 MiB - fixed) / (3 s + n_0 + 16 n + 16 n_L + 128 bytes)
+
+    nodes with a state of s bytes each, but no more than 16 MiB of state, and never below 64 nodes; n_0, n, n_L are the
+    bytes of a row of that width, ``fixed`` what does not grow with the block, see ``fixed_bytes``. Raises InputError
+    where that does not fit into the memory, or X and two states not onto the disk.
+
+    ``widths`` [n_0, .., n_L] of the deepest stage; ``columns`` the state of the stage that has the largest.
+    """
+
+    def __init__(
+        self, folder: Path, memory: int, X: Centred | Tensor, nodes: int, widths: Sequence[int],
+        columns: dict[str, int], dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.folder, self.memory, self.nodes, self.dtype = folder, memory, nodes, dtype
+        self.rows, self.inputs = int(X.shape[0]), int(X.shape[1])
+        self.traffic = Traffic()
+        self.run, self.number = secrets.token_bytes(16), 0
+        self.current: int | None = None  # the file with the state to go on from; None before a stage's first iteration
+        self.saved: int | None = None  # the file that a checkpoint counts on
+        self.stage: int | None = None
+        self.block = self._plan(widths, columns)
+        self.state = StateFiles(folder, nodes, self.block, self.run, self.traffic)
+        with self._on_disk():
+            self._write_features(X)
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Turn what the system says of the folder into an InputError."""
+        try:
+            yield
+        except OSError as error:
+            value = f"{self.folder} ({error.strerror or error})"
+            raise InputError("scratch", value, "on a disk that takes the data") from None
+        except DamagedError as error:
+            remedy = "remove the folder to start again"
+            raise InputError("scratch", f"{self.folder} ({error})", "the folder as the run left it", remedy) from None
+
+    # How large the blocks are
+
+    def _plan(self, widths: Sequence[int], columns: dict[str, int]) -> int:
+        """Return B; InputError where the memory or the disk is too small."""
+        size = self.dtype.itemsize
+        state = Layout(columns, self.dtype).nbytes(1024) / 1024
+        work = size * (16 * max(widths[1:]) + 16 * widths[-1] + self.inputs) + 128
+        each, fixed = BUFFERS * state + work, ALLOWANCE + fixed_bytes(self.rows, widths, size)
+        least = fixed + min(LEAST_BLOCK, self.rows) * each
+        if self.memory < least:
+            allowed = f"at least {-(-int(least) // MIB)}MiB for this network and these nodes"
+            raise InputError("memory", f"{self.memory // MIB}MiB", allowed)
+        self.state_bytes = int(state * self.nodes)
+        needed = 2 * self.state_bytes + self.rows * self.inputs * size
+        free = shutil.disk_usage(self.folder).free
+        free += sum(path.stat().st_size for path in self.folder.glob("state-?")) + self._old_features()
+        if free < needed:
+            allowed = f"on a disk with {human_bytes(needed)} free for X and two states; it has {human_bytes(free)}"
+            raise InputError("scratch", str(self.folder), allowed)
+        block = int(min((self.memory - fixed) // each, LARGEST_BLOCK // state, self.rows))
+        block = max(min(LEAST_BLOCK, self.rows), block)
+        log.info("%s on disk for X and two states, blocks of %d nodes", human_bytes(needed), block)
+        return block
+
+    def _old_features(self) -> int:
+        path = self.folder / "features.npy"
+        return path.stat().st_size if path.exists() else 0
+
+    # X
+
+    def _write_features(self, X: Centred | Tensor) -> None:
+        kind = str(self.dtype).removeprefix("torch.")
+        new = NewArray(self.folder / "features.npy", (self.rows, self.inputs), kind, self.traffic)
+        try:
+            for start, rows in X.blocks() if isinstance(X, Centred) else self._cut(X):
+                new.write(start, rows.numpy())
+            new.commit()
+        finally:
+            new.close()
+        self.features = DiskArray(self.folder / "features.npy", self.traffic)
+
+    def _cut(self, X: Tensor) -> Iterator[tuple[int, Tensor]]:
+        yield from ((start, X[start : start + self.block]) for start in range(0, len(X), self.block))
+
+    def X(self, stop: int) -> Iterator[tuple[range, Tensor]]:
+        """Yield the numbers of a block's nodes and their rows of X, up to node ``stop``; the memory is used again."""
+        memory = torch.empty(min(self.block, stop), self.inputs, dtype=self.dtype).numpy()  # aligned as torch likes it
+        for start in range(0, stop, self.block):
+            end = min(start + self.block, stop)
+            self.features.fetch(end, min(end + self.block, stop))
+            yield range(start, end), torch.from_numpy(self.features.rows(start, end, memory[: end - start]))
+
+    # The state
+
+    def begin(self, stage: int, columns: dict[str, int]) -> None:
+        """Begin a stage, or begin it again: there is no state yet, and the file that a checkpoint counts on is kept."""
+        if stage != self.stage:
+            with self._on_disk():
+                self.state.open(Layout(columns, self.dtype), new=True)
+            self.stage, self.saved = stage, None
+        self.current = None
+
+    def go_on(self, stage: int, columns: dict[str, int], record: dict[str, Any]) -> None:
+        """Go on with the stage of a checkpoint; InputError where the files are not what it says."""
+        self.run, self.number = bytes.fromhex(record["run"]), record["pass"]
+        self.state.run = self.run
+        with self._on_disk():
+            self.state.open(Layout(columns, self.dtype), new=False)
+            self.state.check(record["file"], self.number)
+        self.stage, self.current, self.saved = stage, record["file"], record["file"]
+
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to find the state again, and count on it from now on."""
+        assert self.current is not None  # there was an iteration
+        with self._on_disk():
+            self.state.flush(self.current)
+        self.saved = self.current
+        return {"run": self.run.hex(), "pass": self.number, "file": self.current}
+
+    def sweep(self, write: bool) -> Iterator[tuple[range, Tensor, dict[str, Tensor]]]:
+        """Yield the training nodes of every block, their rows of X and their state.
+
+        The state is what the last pass wrote, or memory to be filled where the stage has none yet. With ``write`` it is
+        written, as it is when the next block is asked for, beside what a checkpoint counts on.
+        """
+        kept = self.current if self.saved is None else self.saved
+        target = (0 if kept is None else 1 - kept) if write else None
+        blocks = self.state.sweep(self.current, target, self.number + 1)
+        with self._on_disk():
+            for (nodes, state), (_, X) in zip(blocks, self.X(self.nodes), strict=True):
+                yield nodes, X, state
+        if write:
+            self.current, self.number = target, self.number + 1
+
+    def summary(self) -> dict[str, int]:
+        """Return the sizes and the traffic of this process."""
+        return {
+            "memory_bytes": self.memory,
+            "block_nodes": self.block,
+            "state_bytes": self.state_bytes,
+            "bytes_read": self.traffic.read,
+            "bytes_written": self.traffic.written,
+        }
+
+    def remove(self) -> None:
+        """Remove X and the state, which nobody needs once the training has ended."""
+        self.state.close()
+        self.features.close()
+        for path in (*self.folder.glob("state-?"), self.folder / "features.npy"):
+            path.unlink(missing_ok=True)
+
+
+def fixed_bytes(rows: int, widths: Sequence[int], size: int) -> int:
+    """Return the bytes that do not grow with the block: the factor of layer 1 while it is made, weights, sums, labels.
+
+    3 n_0^2 numbers for the factor, 16 weight matrices of every layer (now, before, best, sums, on their way into a
+    checkpoint), 32 bytes a labelled node.
+    """
+    weights = widths[0] * widths[1] + sum(m * max(m, n) for m, n in itertools.pairwise(widths[1:]))
+    return size * (3 * widths[0] ** 2 + 16 * weights) + 32 * rows
