@@ -252,7 +252,7 @@ def small(tmp_path_factory):
     from_disk = {"memory": "300MiB", "scratch": tmp_path_factory.mktemp("disk")}
     disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
     assert disk.history_[0].keys() == runs[0].history_[0].keys()
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
     return runs, added.union(disk.summary_, *(run.summary_ for run in runs))
 
 
