@@ -27,11 +27,12 @@ from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
+from pdadmm.files import resident_bytes
 from pdadmm.history import History
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
-from pdadmm.planner.report import predict_run, resident_bytes, sentence
+from pdadmm.planner.report import predict_run, sentence
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 

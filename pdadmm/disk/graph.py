@@ -234,7 +234,10 @@ def read_header(folder: Path, name: str, format: str) -> dict[str, Any]:
 
 def open_listed(folder: Path, name: str, header: dict[str, Any], traffic: Traffic) -> DiskArray:
     """Open one array of a folder; InputError where its shape or type is not what the folder's JSON says."""
-    array = DiskArray(folder / f"{name}.npy", traffic)
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        raise InputError("dataset", str(path), "a file that exists", "make the folder again")
+    array = DiskArray(path, traffic)
     entry = header["files"].get(name)
     if isinstance(entry, dict) and isinstance(entry.get("block"), int) and entry["block"] > 0:
         block, crcs = entry["block"], entry.get("crc32")
