@@ -105,6 +105,22 @@ def test_compare_solvers(tmp_path):
     assert all(0.0 <= float(row[2]) <= 1.0 for row in rows)
 
 
+def test_own_graph(tmp_path):
+    out = launch(sys.executable, str(EXAMPLES / "own_graph.py"), *SMALL, folder=tmp_path)
+    assert "wrote classes.csv: 600 nodes, of which 60 had no label" in out
+    rows = (tmp_path / "classes.csv").read_text().splitlines()
+    assert rows[0] == "node,class,certainty"
+    assert len(rows) == 601
+
+
+def test_big_graph(tmp_path):
+    script = (sys.executable, str(EXAMPLES / "big_graph.py"))
+    out = launch(*script, "--nodes", "600", "--features", "8", "--layers", "3", *SMALL, folder=tmp_path)
+    assert re.findall(r"^\$ pdadmm (\w+)", out, re.MULTILINE) == ["convert", "augment", "train"]
+    assert "test accuracy of the 3-layer network" in out
+    assert (tmp_path / "big-graph/model.safetensors").exists()
+
+
 def test_paper(tmp_path):
     pytest.importorskip("matplotlib")
     script = str(EXAMPLES / "paper.py")
