@@ -114,15 +114,15 @@ def kills(folder: Path, limit: str, count: int) -> Iterator[tuple[float, bool]]:
     for _ in range(count):
         shutil.rmtree(folder / "out")
         moment = rng.uniform(0, usual)
-        started = subprocess.Popen([*command(folder, limit), "--wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.stdout.readline()  # it is about to begin
-        started.stdin.write(b"\n")
-        started.stdin.flush()
-        try:
-            started.wait(moment)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+        words, pipe = [*command(folder, limit), "--wait"], subprocess.PIPE
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe) as started:
+            started.stdout.readline()  # it is about to begin
+            started.stdin.write(b"\n")
+            started.stdin.flush()
+            try:
+                started.wait(moment)
+            except subprocess.TimeoutExpired:
+                started.kill()
         subprocess.run(command(folder, limit), check=True, stdout=subprocess.DEVNULL)
         same = json.loads((folder / "out" / "augmented.json").read_text()) == header
         yield moment, same and digest(folder / "out" / "features.npy") == expected

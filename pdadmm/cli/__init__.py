@@ -35,7 +35,7 @@ COMMANDS = {
         Command("plan", "pdadmm.cli.plan", "predict memory, bytes and seconds of a training, and how to spread it"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
         Command("report", "pdadmm.cli.report", "write one page about a run folder of train --run"),
-        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
+        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name, or download some"),
         Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),
     )
 }

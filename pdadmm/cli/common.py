@@ -79,8 +79,9 @@ def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> 
     """Add what names a graph and its split."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", required=True, metavar="NAME", help="a name of `pdadmm datasets`, or a FILE.npz"
-    )
+        "--dataset", required=True, metavar="NAME",
+        help="a name of `pdadmm datasets`, or the path of a file or folder in one of its formats",
+    )  # fmt: skip
     data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
     data.add_argument(
         "--split", metavar="SPLIT",

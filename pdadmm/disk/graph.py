@@ -160,8 +160,8 @@ class DiskGraph:
         g, h = scrambled(rows), scrambled(columns)
         return int((g * (h >> np.uint64(32)) - h * (g >> np.uint64(32))).sum(dtype=np.uint64))
 
-    def to_graph(self) -> Graph:
-        """Return the graph in memory; InputError where it needs more than this machine has."""
+    def to_graph(self, name: str | None = None, own_split: str = "file") -> Graph:
+        """Return the graph in memory, called as its folder unless ``name`` says; InputError where it is too large."""
         needed = self.adjacency_bytes + 4 * self.num_nodes * self.num_features + 8 * self.num_nodes
         if needed > memory_bytes():
             value, remedy = f"{self.folder} of {needed} bytes", "augment it from disk with pdadmm augment"
@@ -174,8 +174,9 @@ class DiskGraph:
         for start, stop, rows in checked_blocks(self.features, self.header["files"]["features"]):
             features[start:stop] = rows
         splits = self.splits()
-        own = "file" if splits else ""
-        return Graph(indptr, columns, None, features, self.labels(), splits, self.name, self.num_classes or None, own)
+        own = own_split if splits else ""
+        classes = self.num_classes or None
+        return Graph(indptr, columns, None, features, self.labels(), splits, name or self.name, classes, own)
 
     def close(self) -> None:
         """Close the files."""
