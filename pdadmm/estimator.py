@@ -327,6 +327,7 @@ class GraphClassifier(NodeClassifier):
         self.augmenter_ = None
         seconds = 0.0
         if isinstance(graph, (Graph, AugmentedFolder)):
+            X = None  # of rank 0 alone, but on disk
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
             began = time.perf_counter()
