@@ -32,7 +32,8 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["pdadmm", "pdadmm.*"]),
-    package_data={"pdadmm.kernels": ["*.cu", "*.h"]},  # compiled on the machine with the GPU
+    # kernels: compiled on the machine with the GPU
+    package_data={"pdadmm.kernels": ["*.cu", "*.h"], "pdadmm.report": ["*.css"]},
     # Optional: without a compiler plain torch takes their place. Contraction would change the codec's bits.
     ext_modules=[
         Extension(

@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from shared import machine
 
 from pdadmm.augment import Augmenter
 from pdadmm.disk.augment import Request, augment_folder
@@ -115,15 +114,15 @@ def kills(folder: Path, limit: str, count: int) -> Iterator[tuple[float, bool]]:
     for _ in range(count):
         shutil.rmtree(folder / "out")
         moment = rng.uniform(0, usual)
-        started = subprocess.Popen([*command(folder, limit), "--wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.stdout.readline()  # it is about to begin
-        started.stdin.write(b"\n")
-        started.stdin.flush()
-        try:
-            started.wait(moment)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+        words, pipe = [*command(folder, limit), "--wait"], subprocess.PIPE
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe) as started:
+            started.stdout.readline()  # it is about to begin
+            started.stdin.write(b"\n")
+            started.stdin.flush()
+            try:
+                started.wait(moment)
+            except subprocess.TimeoutExpired:
+                started.kill()
         subprocess.run(command(folder, limit), check=True, stdout=subprocess.DEVNULL)
         same = json.loads((folder / "out" / "augmented.json").read_text()) == header
         yield moment, same and digest(folder / "out" / "features.npy") == expected
@@ -165,6 +164,8 @@ def main() -> None:
     if given.child:
         child(given.folder, given.child)
         return
+    from shared import machine  # it brings torch, which no child needs
+
     limits = given.limits.split(",")
     given.folder.mkdir(exist_ok=True)
     if not (given.folder / "graph" / "graph.json").exists():

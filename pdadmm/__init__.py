@@ -31,6 +31,8 @@ _HOMES = {
     "Trace": "pdadmm.trace",
     "csbm": "pdadmm.data",
     "digits": "pdadmm.data",
+    "from_networkx": "pdadmm.data",
+    "from_pyg": "pdadmm.data",
     "load_dataset": "pdadmm.data",
     "load_model": "pdadmm.models.gamlp",
     "make_splits": "pdadmm.data",
@@ -44,7 +46,7 @@ if TYPE_CHECKING:  # what editors see
     from pdadmm.augment import Augmenter
     from pdadmm.baselines.estimator import GD, Adadelta, Adagrad, Adam
     from pdadmm.baselines.gcn import GCN, MixGCN
-    from pdadmm.data import Graph, csbm, digits, load_dataset, make_splits
+    from pdadmm.data import Graph, csbm, digits, from_networkx, from_pyg, load_dataset, make_splits
     from pdadmm.errors import DivergenceError, InputError
     from pdadmm.gist.estimator import GIST
     from pdadmm.history import History

@@ -8,7 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
-import platform
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pdadmm import __version__, console
+from pdadmm import console
 from pdadmm.contest_check import check_summary
 from pdadmm.data import load_dataset, load_with_split
 from pdadmm.errors import DivergenceError, InputError
@@ -27,6 +27,7 @@ from pdadmm.recording import KINDS_OF_WORK
 from pdadmm.solvers import solver_class
 from pdadmm.standings import BACKPROP, standings
 from pdadmm.tuning import best_trial, tune
+from pdadmm.versions import versions
 
 __all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "Contest", "compare", "read_summary"]
 
@@ -81,7 +82,7 @@ class Contest:
             "common": dict(self.common),
             "threads": self.common.get("threads") or os.environ.get("OMP_NUM_THREADS"),
             "graph": load_dataset(self.dataset, self.data_dir).fingerprint(),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def check(self, entries: Sequence[tuple[str, int]]) -> None:
@@ -204,9 +205,19 @@ def _told(run: dict[str, Any]) -> str:
 
 
 def _in_child(work: Callable[[Any], Any], job: Any) -> Any:
-    """Return ``work(job)`` from a fresh process, whose peak memory is its own."""
+    """Return ``work(job)`` from a fresh process, whose peak memory is its own; Ctrl-C ends both, in one sentence."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, job).result()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours
+        try:
+            future = pool.submit(work, job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _run_alone(job: dict[str, Any]) -> dict[str, Any]:
@@ -290,23 +301,3 @@ def _short(name: str, value: Any) -> Any:
     if not isinstance(value, float) or name.endswith("accuracy"):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import scipy
-    import torch
-
-    modules = {"numpy": numpy, "scipy": scipy, "torch": torch}
-    versions = {"pdadmm": __version__, "python": platform.python_version()}
-    return versions | {name: module.__version__ for name, module in modules.items()} | {"processor": _processor()}
-
-
-def _processor() -> str:
-    """Return the processor's name: times of two of them do not belong into one table."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,7 +158,10 @@ class NodeClassifier:
         self._adopt(outcome, settings, shift, transport)
         self.history_, self.stages_, self.summary_ = outcome.history, outcome.stages, outcome.summary
         usage = transport.allgather(
-            (transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup)
+            (
+                *(transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup),
+                dict(transport.ledger.sent),
+            )
         )
         self.summary_ |= {
             "ranks": transport.size,
@@ -166,6 +170,7 @@ class NodeClassifier:
             "seconds_augmentation": transport.bcast(seconds_augmentation),
             "bytes_sent": sum(part[0] for part in usage),
             "bytes_other": sum(part[1] for part in usage),
+            "bytes_by_kind": dict(sum((Counter(part[4]) for part in usage), Counter())),
             "peak_rss_bytes": max(part[2] for part in usage),
         }
         if limit is not None:

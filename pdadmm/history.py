@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdadmm.errors import InputError
 from pdadmm.files import parse_json, regular_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["History"]
 
 
 class History(list):
-    """A list of dicts, one an iteration; ``column`` picks one quantity.
+    """A list of dicts, one an iteration; ``column`` picks one quantity, ``plot`` draws them.
 
     >>> history = History([{"iteration": 1, "objective": 3.0}, {"iteration": 2, "objective": 2.5}])
     >>> history.column("objective")
@@ -25,6 +28,17 @@ class History(list):
     def column(self, name: str) -> list[Any]:
         """Return one quantity of every iteration, None where an iteration has none."""
         return [row.get(name) for row in self]
+
+    def plot(self, path: str | os.PathLike | None = None, x: str = "iteration", name: str = "run") -> Figure:
+        """Return a matplotlib figure of objective, residuals and accuracy over ``x``, and save it to ``path``.
+
+        As plot_convergence, which draws several runs: ``x`` is "iteration", "seconds" or "bytes". Raises InputError.
+
+        >>> figure = solver.history_.plot("run.png")  # doctest: +SKIP
+        """
+        from pdadmm.plot import plot_convergence
+
+        return plot_convergence({name: self}, path, x)
 
     def to_jsonl(self, path: str | os.PathLike) -> None:
         """Write one JSON object a line."""

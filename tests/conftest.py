@@ -25,3 +25,9 @@ def not_launched(monkeypatch):
     """Tests run in one process, whatever the shell that started them says."""
     for name in ("PMI_SIZE", "PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_downloads_of_mine(monkeypatch, tmp_path_factory):
+    """What a developer has downloaded plays no part in the tests."""
+    monkeypatch.setenv("PDADMM_CACHE", str(tmp_path_factory.getbasetemp() / "no-cache"))

@@ -20,6 +20,7 @@ SMALL = {
     "memory": (SHAPE, ["peak / state: "]),
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
+    "sign": (["--nodes", "60", "--edges", "200", "--features", "9", "--repeat", "1"], ["torch.sparse / pdadmm"]),
     "disk_training": (
         ["--parts", "limit,time,agreement", "--nodes", "200", "--time-nodes", "80", "--inputs", "12", "--hidden", "8",
          "--layers", "4", "--iterations", "2", "--repeat", "1"],

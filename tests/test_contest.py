@@ -249,7 +249,7 @@ def test_another_contest_is_not_gone_on_with(in_process, tmp_path, changes, word
 
 def test_other_versions_are_another_contest(tmp_path, monkeypatch):
     compare(small(), [], tmp_path / "c.json")
-    monkeypatch.setattr(contest, "__version__", "9.9")
+    monkeypatch.setattr(contest, "versions", lambda: {"pdadmm": "9.9"})
     with pytest.raises(InputError, match="differs in versions"):
         compare(small(), ENTRIES, tmp_path / "c.json")
 

@@ -1,17 +1,25 @@
-"""What every solver and every transport must do; a new row of a table is covered without a new line here."""
+"""What every solver, transport and reader must do; a new row of a table is covered without a new line here."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from graph_writers import WRITERS
+from graph_writers import fitted as fitted_to_format
+from hypothesis import HealthCheck, assume, given, settings
 from mpi_transport import check_transport
 from sklearn.base import clone
+from strategies import graphs
 
 import pdadmm
-from pdadmm import Graph, InputError, csbm
+from pdadmm import Graph, InputError, csbm, load_dataset
+from pdadmm.data import READERS, read_path
+from pdadmm.data.readers import find_reader
 from pdadmm.errors import InputError as HomeOfInputError
 from pdadmm.estimator import GraphClassifier
 from pdadmm.history import History
@@ -235,3 +243,51 @@ def test_bad_parameters_are_named(graph, name):
         with pytest.raises(InputError) as caught:
             make(name, **{field.name: object()}).fit(graph)
         assert caught.value.argument == field.name
+
+
+# Readers
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_reader_gives_back_the_graph_that_was_written(form):
+    """Adjacency, weights, features, labels and splits, whatever the format; of READERS' rows none is left out."""
+    reader, write, lacks = WRITERS[form]
+    assert set(READERS) == {row for row, *_ in WRITERS.values()}
+    tried = []
+
+    @given(graph=graphs())
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.filter_too_much])
+    def check(graph):
+        graph = fitted_to_format(graph, lacks)
+        assume(graph is not None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = write(graph, Path(folder))
+            assert find_reader(path) is READERS[reader]
+            again, named = load_dataset(path), read_path(path, "other")
+        assert again.fingerprint() == named.fingerprint() == graph.fingerprint()
+        assert (again.name, named.name) == ("g" if path.suffix or reader == "planetoid" else path.name, "other")
+        assert bool(again.own_split) == (graph.splits is not None)
+        tried.append(graph)
+
+    check()
+    assert tried
+
+
+@pytest.mark.parametrize("row", READERS.values(), ids=READERS)
+def test_every_reader_names_what_is_missing(row, tmp_path):
+    """Each file of a folder in turn; and a folder of other things."""
+    base = csbm(12, num_classes=2, num_features=2, avg_degree=3)
+    write, lacks = next(entry[1:] for entry in WRITERS.values() if entry[0] == row.name)
+    path = write(fitted_to_format(base, lacks), tmp_path)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(InputError, match=r"dataset"):
+            row.read(path, None, "file")
+        file.write_bytes(content)
+        assert row.read(path, None, "file").num_nodes == 12
+    (tmp_path / "empty").mkdir()
+    assert not row.holds(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"in a format that can be read: one \.npz file"):
+        read_path(tmp_path / "empty")

@@ -16,7 +16,7 @@ from pdadmm.admm import activations, first_layer, losses, schedule, updates
 from pdadmm.admm.presets import PRESETS
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
 from pdadmm.cli import COMMANDS, main
-from pdadmm.data import DATASETS
+from pdadmm.data import DATASETS, READERS
 from pdadmm.estimator import GraphClassifier
 from pdadmm.parallel import ledger
 from pdadmm.parameters import parameters
@@ -180,7 +180,7 @@ def test_the_tables_reader_reads():
     assert flag_rows("pdadmm-g")["--iterations"][0] != flag_rows("adam")["--iterations"][0]
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "datasets")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
 def test_the_flags_of_other_commands_are_documented(command, capsys):
     """Each is named in its section, those that tune shares with train by name of that; defaults are the program's."""
     text = help_of(capsys, command)
@@ -228,7 +228,7 @@ def test_every_command_and_message_kind_is_documented():
     assert all(f"| `{kind}` |" in read("docs/mpi.md") for kind in kinds)
 
 
-def test_every_data_set_operator_weighting_and_scaling_is_documented():
+def test_every_data_set_format_operator_weighting_and_scaling_is_documented():
     text = read("docs/data.md")
     for row in DATASETS.values():
         line = next(line for line in text.splitlines() if line.startswith(f"| `{row.name}`"))
@@ -236,6 +236,7 @@ def test_every_data_set_operator_weighting_and_scaling_is_documented():
         assert f"{row.edges:,}" in line
         assert f"| {row.split} |" in line
         assert all(f"`{file}`" in line for file in row.files)
+    assert all(f"\n| `{name}` | " in text for name in READERS)
     assert all(f"`{name}`" in read("docs/math.md") for name in (*OPERATORS, *WEIGHTINGS, *SCALINGS))
 
 
@@ -251,7 +252,7 @@ def small(tmp_path_factory):
     from_disk = {"memory": "300MiB", "scratch": tmp_path_factory.mktemp("disk")}
     disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
     assert disk.history_[0].keys() == runs[0].history_[0].keys()
-    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted"}
+    added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
     return runs, added.union(disk.summary_, *(run.summary_ for run in runs))
 
 

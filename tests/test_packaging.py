@@ -20,7 +20,8 @@ import pdadmm
 
 ROOT = Path(__file__).parent.parent
 MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "pdadmm").rglob("*.py")}
-KERNELS = {str(path.relative_to(ROOT)) for end in ("c", "h", "cu") for path in (ROOT / "pdadmm").rglob(f"*.{end}")}
+ENDS = ("c", "h", "cu", "css")
+BESIDE = {str(path.relative_to(ROOT)) for end in ENDS for path in (ROOT / "pdadmm").rglob(f"*.{end}")}
 SHIPPED = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "requirements.txt",
            "Makefile", "pdadmm", "docs", "examples", "tests")  # fmt: skip
 
@@ -107,8 +108,8 @@ def build(kind: str, folder: Path) -> Path:
 def test_the_source_archive_is_complete(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert [name for name in KERNELS if name.endswith(".c")]
-    assert KERNELS | MODULES | {"LICENSE", "README.md", "requirements.txt", "docs/math.md"} <= names
+    assert [name for name in BESIDE if name.endswith(".c")]
+    assert BESIDE | MODULES | {"LICENSE", "README.md", "requirements.txt", "docs/math.md"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
@@ -119,7 +120,7 @@ def test_a_wheel_comes_out_of_the_source_archive(sdist, tmp_path):
         names = set(wheel.namelist())
         (points,) = [name for name in names if name.endswith("entry_points.txt")]
         assert "pdadmm = pdadmm.__main__:main" in wheel.read(points).decode()
-    assert names >= MODULES | {name for name in KERNELS if not name.endswith(".c")}
+    assert names >= MODULES | {name for name in BESIDE if not name.endswith(".c")}
     if shutil.which("cc") or shutil.which("gcc"):
         assert any(name.startswith("pdadmm/kernels/_codec") for name in names)
     assert {name.partition("/")[0] for name in names} == {"pdadmm", f"pdadmm-{pdadmm.__version__}.dist-info"}

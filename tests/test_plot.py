@@ -45,6 +45,18 @@ def test_the_three_panels_hold_the_curves():
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["validation", "test"]
 
 
+def test_a_history_draws_itself(tmp_path):
+    """The same figure as plot_convergence of this one run, and the same refusals."""
+    figure = history().plot(tmp_path / "run.png", x="seconds")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    wanted = plot_convergence({"run": history()}, x="seconds")
+    drawn = [[line.get_xydata().tolist() for panel in one.axes for line in lines(panel)] for one in (figure, wanted)]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 6
+    with pytest.raises(InputError, match="x = miles"):
+        history().plot(x="miles")
+
+
 @pytest.mark.parametrize(("x", "last"), [("iteration", 6), ("seconds", 0.6), ("bytes", 0.006)])
 def test_the_horizontal_axis(x, last):
     figure = plot_convergence({"run": history()}, x=x)

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.augment.product import spmm
+from pdadmm.console import Work
 from pdadmm.errors import InputError
 
 __all__ = ["WEIGHTINGS", "add_hop", "cache_lines", "hop_weights", "propagate"]
@@ -91,6 +92,7 @@ def propagate(
     buffers = [cache_lines(V * width, dtype) for _ in range(2)]
     S_last = S if rows is None or hops == 0 else S[rows]  # the last hop is needed on the kept rows alone
     X = sp.csc_array(X) if sp.issparse(X) else X
+    work = Work("augmentation", (hops + 1) * len(range(0, F, width)))
     # Overflow is for the caller to find in the result, where it can be reported with its place.
     with np.errstate(over="ignore", invalid="ignore"):
         for a in range(0, F, width):
@@ -103,6 +105,7 @@ def propagate(
                 else:
                     # A numpy scalar would turn float32 work into float64; a Python number does not.
                     add_hop(out[:, a:b], block, index, float(weights[k]), add=k > 0)
+                work.step()
     return out
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 import pdadmm
+from pdadmm import console
 from pdadmm.errors import DivergenceError, InputError, Interrupted
 from pdadmm.parallel.launch import launched_rank
 
@@ -33,7 +34,8 @@ COMMANDS = {
         Command("augment", "pdadmm.cli.augment", "augment a graph on disk within a limit of memory"),
         Command("plan", "pdadmm.cli.plan", "predict memory, bytes and seconds of a training, and how to spread it"),
         Command("plot", "pdadmm.cli.plot", "draw what train --history or compare --summary wrote"),
-        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name"),
+        Command("report", "pdadmm.cli.report", "write one page about a run folder of train --run"),
+        Command("datasets", "pdadmm.cli.datasets", "list the data sets known by name, or download some"),
         Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),
     )
 }
@@ -60,12 +62,24 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 1)
     except Interrupted:  # it has been said
         return 130
+    except KeyboardInterrupt:
+        return _interrupted()
+    finally:
+        console.stop_logging()
 
 
-def _complain(error: Exception, status: int) -> int:
+def _complain(error: Exception | str, status: int) -> int:
     if launched_rank() == 0:
-        print(f"pdadmm: {error}", file=sys.stderr)
+        console.complain(str(error))
     return status
+
+
+def _interrupted() -> int:
+    """Say that Ctrl-C was heard and end the other ranks, too, which may wait for this one."""
+    _complain("stopped by SIGINT (Ctrl-C)", 130)
+    if "pdadmm.parallel.mpi" in sys.modules:
+        sys.modules["pdadmm.parallel.mpi"].abort(130)
+    return 130
 
 
 def _dispatch(arguments: list[str]) -> int:

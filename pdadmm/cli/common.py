@@ -8,24 +8,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pdadmm import console
 from pdadmm.admm.presets import PRESETS
 from pdadmm.data import Graph, load_with_split
 from pdadmm.disk.augmented import AUGMENTED_HEADER, AugmentedFolder
 from pdadmm.errors import InputError
+from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import Check, parameters
 from pdadmm.solvers import SOLVERS
 
 __all__ = [
     "accepted",
     "add_data_flags",
+    "add_log_flags",
     "add_parameter_flags",
     "add_preset_flag",
     "add_solver_flag",
     "check_writable",
+    "early_flags",
     "flags",
     "preset_name",
     "read_graph",
     "solver_name",
+    "start_logging",
 ]
 
 
@@ -34,7 +39,7 @@ def flags(solver: type) -> list[dataclasses.Field]:
     return [field for field in parameters(solver) if field.metadata["check"].flag]
 
 
-def _early(command: str, arguments: list[str], *names: str) -> argparse.Namespace:
+def early_flags(command: str, arguments: list[str], *names: str) -> argparse.Namespace:
     """Read a few flags ahead of the others, whose names and defaults depend on them."""
     from pdadmm.cli import Parser
 
@@ -46,13 +51,13 @@ def _early(command: str, arguments: list[str], *names: str) -> argparse.Namespac
 
 def solver_name(command: str, arguments: list[str]) -> str:
     """Return the solver that the arguments name: its flags are known only then."""
-    early = _early(command, arguments, "solver", "bits")
+    early = early_flags(command, arguments, "solver", "bits")
     return early.solver or ("pdadmm-g" if early.bits is None else "pdadmm-g-q")
 
 
 def preset_name(command: str, arguments: list[str]) -> str:
     """Return the preset that the arguments name: the solver's defaults are known only then."""
-    name = _early(command, arguments, "preset").preset
+    name = early_flags(command, arguments, "preset").preset
     return "default" if name is None else name
 
 
@@ -74,8 +79,9 @@ def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> 
     """Add what names a graph and its split."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", required=True, metavar="NAME", help="a name of `pdadmm datasets`, or a FILE.npz"
-    )
+        "--dataset", required=True, metavar="NAME",
+        help="a name of `pdadmm datasets`, or the path of a file or folder in one of its formats",
+    )  # fmt: skip
     data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
     data.add_argument(
         "--split", metavar="SPLIT",
@@ -83,6 +89,26 @@ def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> 
     )  # fmt: skip
     if split_seed:
         data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
+
+
+def add_log_flags(parser: Any) -> None:
+    """Add what decides how much is told of the work under way, and how."""
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    levels, forms = ", ".join(console.LEVELS), ", ".join(console.FORMATS)
+    parser.add_argument("--log-level", default="info", metavar="LEVEL", help=f"one of {levels} (default: info)")
+    parser.add_argument(
+        "--log-format", default="text", metavar="NAME",
+        help=f"form of the log on standard error: {forms} (default: text); json is one object a line",
+    )  # fmt: skip
+
+
+def start_logging(given: argparse.Namespace) -> None:
+    """Log as the flags of ``add_log_flags`` say; InputError for a level or a form that is not one."""
+    if given.log_level not in console.LEVELS:
+        raise InputError("log_level", given.log_level, "one of " + ", ".join(console.LEVELS))
+    if given.log_format not in console.FORMATS:
+        raise InputError("log_format", given.log_format, "one of " + ", ".join(console.FORMATS))
+    console.start_logging("warning" if given.quiet else given.log_level, launched_rank(), given.log_format)
 
 
 def add_parameter_flags(

@@ -6,10 +6,15 @@ import argparse
 import shlex
 from typing import Any
 
-from pdadmm import console
-from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags, check_writable
+from pdadmm.cli.common import (
+    accepted,
+    add_data_flags,
+    add_log_flags,
+    add_parameter_flags,
+    check_writable,
+    start_logging,
+)
 from pdadmm.contest import COMMON, SPLIT_SEEDS, Contest, compare
-from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import fraction, one_of, parameters, whole
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.standings import table, table_of_work
@@ -37,7 +42,7 @@ def run(arguments: list[str]) -> int:
     solvers = _listed("solvers", given.solvers, one_of(tuple(SOLVERS)))
     depths = _listed("layers", given.layers, whole(1))
     targets = None if given.targets is None else _listed("targets", given.targets, fraction)
-    console.start_logging("warning" if given.quiet else "info", launched_rank())
+    start_logging(given)
     check_writable(given, "summary")
     entries = [(solver, layers) for layers in depths for solver in solvers]
     summary = compare(contest, entries, given.summary, targets, shlex.join(["pdadmm", "compare", *arguments]))
@@ -95,6 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         help="validation accuracies to be reached (default: 0.95 and 0.99 of the best mean of backpropagation)",
     )  # fmt: skip
     flag("--summary", required=True, metavar="FILE", help="write the contest here (JSON), and go on with it")
-    flag("--quiet", action="store_true", help="no progress")
+    add_log_flags(own)
     add_parameter_flags(parser, _common(), "common to all solvers")
     return parser

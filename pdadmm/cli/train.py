@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pdadmm import console
+from pdadmm.cli import run_folder
 from pdadmm.cli.common import (
     accepted,
     add_data_flags,
+    add_log_flags,
     add_parameter_flags,
     add_preset_flag,
     add_solver_flag,
@@ -19,34 +21,39 @@ from pdadmm.cli.common import (
     preset_name,
     read_graph,
     solver_name,
+    start_logging,
 )
+from pdadmm.cli.config import Config
+from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.errors import InputError
+from pdadmm.files import resident_bytes
 from pdadmm.history import History
-from pdadmm.parallel.launch import launched_rank, make_transport, together
+from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
-from pdadmm.planner.report import predict_run, resident_bytes, sentence
+from pdadmm.planner.report import predict_run, sentence
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
 __all__ = ["run"]
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 def run(arguments: list[str]) -> int:
     """Train; collective over the ranks of mpirun."""
-    name = solver_name("train", arguments)
+    config = Config("train", arguments)
+    name = solver_name("train", config.early())
     solver = solver_class(name)
-    preset = None if not hasattr(solver, "preset") else solver.preset_parameters(preset_name("train", arguments))
-    given = _parser(solver, name, preset).parse_args(arguments)
+    preset = None if not hasattr(solver, "preset") else solver.preset_parameters(preset_name("train", config.early()))
+    config.check_preset(preset or {})
+    parser = _parser(solver, name, preset)
+    given = parser.parse_args(config.words(parser))
+    run_folder.place(given)
     estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
-    if given.log_level not in LEVELS:
-        raise InputError("log_level", given.log_level, "one of " + ", ".join(LEVELS))
-    console.start_logging("warning" if given.quiet else given.log_level, launched_rank())
+    start_logging(given)
+    config.tell_versions()
     transport = make_transport()
-    graph = together(transport, lambda: _graph(given, transport))
+    graph = together(transport, lambda: _graph(given, transport, estimator))
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
     base = resident_bytes()
@@ -60,6 +67,9 @@ def run(arguments: list[str]) -> int:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
     summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if transport.rank == 0 else None
+    if given.run and transport.rank == 0:
+        in_memory = isinstance(graph, Graph) and getattr(given, "memory", None) is None
+        summary["confusion"] = confusion_matrix(estimator, graph) if in_memory else None
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
@@ -78,6 +88,9 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
         prog="pdadmm train",
         description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks.",
     )
+    parser.add_argument(
+        "--config", metavar="FILE", help="flags from this file (TOML), as --run writes it; the command line's win"
+    )
     add_data_flags(parser)
     add_solver_flag(parser, name)
     if preset is not None:
@@ -88,25 +101,32 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
         disk.add_argument("--memory", metavar="SIZE", help="limit on memory beyond the graph's, such as 2GiB")
         disk.add_argument("--scratch", metavar="DIR", help="folder for what does not fit, and for checkpoints")
     out = parser.add_argument_group("results")
+    files = ", ".join([run_folder.CONFIG, *run_folder.FILES.values()])
+    out.add_argument("--run", metavar="DIR", help=f"write all of a run into this folder: {files}")
     out.add_argument("--summary", metavar="FILE", help="write the run's figures here (JSON)")
     out.add_argument("--history", metavar="FILE", help="write every iteration here (JSON lines)")
     out.add_argument("--save", metavar="FILE", help="write the trained model here (safetensors)")
-    out.add_argument("--trace", metavar="FILE", help="write every rank's timeline here (JSON, Chrome's trace format)")
+    out.add_argument(
+        "--trace", metavar="FILE", nargs="?", const="",
+        help="write every rank's timeline here (JSON, Chrome's trace format); with --run give no FILE",
+    )  # fmt: skip
     out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
     out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
     out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    out.add_argument("--quiet", action="store_true", help="no progress")
-    out.add_argument("--log-level", default="info", metavar="LEVEL", help="one of " + ", ".join(LEVELS))
+    add_log_flags(out)
     return parser
 
 
-def _graph(given: argparse.Namespace, transport: Transport) -> Graph:
+def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph:
     """Read the graph and its split; check early that the results can be written."""
     if given.save and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes"):
         raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
+    graph = read_graph(given)
+    estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
+        run_folder.begin(given, flags(type(estimator)))
         check_writable(given, "summary", "history", "save", "trace")
-    return read_graph(given)
+    return graph
 
 
 def _expected_iterations(estimator: Any) -> int:

@@ -13,16 +13,18 @@ from pdadmm import console
 from pdadmm.cli.common import (
     accepted,
     add_data_flags,
+    add_log_flags,
     add_parameter_flags,
     add_solver_flag,
     check_writable,
     flags,
     read_graph,
     solver_name,
+    start_logging,
 )
 from pdadmm.data import Graph
 from pdadmm.errors import DivergenceError, InputError
-from pdadmm.parallel.launch import launched_rank, make_transport, together
+from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parameters import whole
 from pdadmm.solvers import solver_class
 from pdadmm.tuning import best_trial, tune
@@ -45,7 +47,7 @@ def run(arguments: list[str]) -> int:
         if hasattr(given, field.name)
     }
     solver(**fixed).checked()
-    console.start_logging("warning" if given.quiet else "info", launched_rank())
+    start_logging(given)
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport.rank))
     trials = tune(name, graph, budget, fixed, seed, _tell)
@@ -79,7 +81,7 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     search.add_argument("--budget", default="10", metavar="TRIALS", help="number of trials (default: 10)")
     search.add_argument("--tune-seed", default="0", metavar="N", help="seed of the trials' draws (default: 0)")
     search.add_argument("--summary", metavar="FILE", help="write trials and best parameters here (JSON)")
-    search.add_argument("--quiet", action="store_true", help="no progress")
+    add_log_flags(search)
     add_parameter_flags(parser, flags(solver), "solver: fixed where given", only_given=True)
     return parser
 

@@ -1,4 +1,5 @@
-"""Readers of .npz graphs: this library's own layout and that of Shchur et al.'s gnn-benchmark.
+"""Readers of .npz graphs: this library's own layout, which takes what PyTorch Geometric and GraphBolt name too, and
+that of Shchur et al.'s gnn-benchmark.
 
 Nothing in the file is trusted: no pickles are loaded, a member's size is bounded by the file's before memory
 is set aside for it, and every array is checked before it is used.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,12 +22,15 @@ import scipy.sparse as sp
 
 from pdadmm.data.checks import as_numbers, check_csr, whole_numbers
 from pdadmm.data.graph import Graph
+from pdadmm.data.parts import class_numbers, nodes_in_masks
 from pdadmm.errors import InputError
-from pdadmm.files import memory_bytes
+from pdadmm.files import memory_bytes, regular_file
 
-__all__ = ["npy_header", "read_npz", "write_npz"]
+__all__ = ["Arrays", "in_file", "npy_header", "opened_npz", "read_npy", "read_npz", "write_npz"]
 
 _SPLIT_KEYS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
+_MASK_KEYS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
+_LABEL_KEYS = ("y", "label", "labels")
 _LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
 _HEADER_BYTES = 65536  # far more than a header has
 _LAYOUTS = "a file with edge_index, x (or x_data, x_indices, x_indptr, x_shape) and y, or in Shchur's layout"
@@ -36,9 +41,11 @@ def read_npz(path: str | Path, name: str | None = None, own_split: str = "file")
 
     Own layout: ``edge_index`` [2, E] stored pairs, features as CSR parts ``x_data``, ``x_indices``,
     ``x_indptr``, ``x_shape`` or dense ``x`` [V, F], ``y`` [V] with -1 for unlabelled, and optionally
-    ``edge_weight`` [E] and all of ``train_idx``, ``val_idx``, ``test_idx``. Shchur's: ``adj_*`` and
-    ``attr_*`` CSR parts (or dense ``attr_matrix``) and ``labels``; no splits; its edges are taken as
-    unweighted and undirected, as the benchmark does. Other keys are not read.
+    ``edge_weight`` [E] and all of ``train_idx``, ``val_idx``, ``test_idx``. Names of PyTorch Geometric and
+    GraphBolt stand for these: ``train_mask``, ``val_mask``, ``test_mask`` [V] of truth values; ``feat`` for
+    ``x``; ``label`` or ``labels`` for ``y``, also [V, 1]; ``csc_indptr`` [V + 1] with ``indices`` [E] for
+    ``edge_index``. Shchur's: ``adj_*`` and ``attr_*`` CSR parts (or dense ``attr_matrix``) and ``labels``;
+    no splits; its edges are taken as unweighted and undirected, as the benchmark does. Other keys are not read.
 
     Raises InputError for a file that is missing, damaged, in neither layout, or holds an invalid graph.
 
@@ -46,14 +53,15 @@ def read_npz(path: str | Path, name: str | None = None, own_split: str = "file")
     Graph(cora: 2,708 nodes, 5,278 edges, 1,433 sparse features, 7 classes, splits 140/500/1,000)
     """
     path = Path(path)
-    with _opened(path) as archive, _in_file(path):
-        keys = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
-        file = _Arrays(path, archive, keys)
-        if "edge_index" in keys:
+    with opened_npz(path) as file:
+        if "edge_index" in file.keys or "csc_indptr" in file.keys:
             return _read_own(file, name or path.stem, own_split)
-        if "adj_indptr" in keys:
+        if "adj_indptr" in file.keys:
             return _read_shchur(file, name or path.stem)
-    raise InputError("dataset", f"{path} with the keys {sorted(keys)[:12]}", _LAYOUTS)
+    remedy = ""
+    if {"format", "shape"} <= file.keys:
+        remedy = "scipy's save_npz keeps one matrix: name it adjacency.npz, in a folder with features and labels"
+    raise InputError("dataset", f"{path} with the keys {sorted(file.keys)[:12]}", _LAYOUTS, remedy)
 
 
 def write_npz(graph: Graph, path: str | Path) -> None:
@@ -80,17 +88,30 @@ def write_npz(graph: Graph, path: str | Path) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def _read_own(file: _Arrays, name: str, own_split: str) -> Graph:
-    features = file["x"] if "x" in file.keys else file.csr("x")
+def _read_own(file: Arrays, name: str, own_split: str) -> Graph:
+    dense = next((key for key in ("x", "feat") if key in file.keys), None)
+    features = file[dense] if dense else file.csr("x")
     weights = file["edge_weight"] if "edge_weight" in file.keys else None
-    present = [key for key in _SPLIT_KEYS.values() if key in file.keys]
-    splits = {part: file[key] for part, key in _SPLIT_KEYS.items()} if present else None
-    return Graph.from_edges(
-        file["edge_index"], features, file["y"], splits, name, weights, own_split=own_split if splits else ""
-    )
+    label = next((key for key in _LABEL_KEYS if key in file.keys), "y")
+    labels = class_numbers(label, file[label])
+    splits = None
+    if any(key in file.keys for key in _SPLIT_KEYS.values()):
+        splits = {part: file[key] for part, key in _SPLIT_KEYS.items()}
+    elif any(key in file.keys for key in _MASK_KEYS.values()):
+        splits = nodes_in_masks({part: file[key] for part, key in _MASK_KEYS.items()}, labels.size)
+    pairs = file["edge_index"] if "edge_index" in file.keys else _pairs_by_column(file, labels.size)
+    return Graph.from_edges(pairs, features, labels, splits, name, weights, own_split=own_split if splits else "")
 
 
-def _read_shchur(file: _Arrays, name: str) -> Graph:
+def _pairs_by_column(file: Arrays, num_nodes: int) -> np.ndarray:
+    """Node pairs [2, E] of GraphBolt's form: ``indices`` from csc_indptr[j] on are the sources of edges to j."""
+    indptr, indices = (whole_numbers(key, file[key]) for key in ("csc_indptr", "indices"))
+    check_csr("csc", indptr, indices, num_nodes, num_nodes)
+    targets = np.repeat(np.arange(num_nodes, dtype=np.int32), np.diff(indptr))
+    return np.stack([indices.astype(np.int32, copy=False), targets])
+
+
+def _read_shchur(file: Arrays, name: str) -> Graph:
     features = file["attr_matrix"] if "attr_matrix" in file.keys else file.csr("attr")
     adjacency = file.csr("adj", values=False)
     if adjacency.shape[0] != adjacency.shape[1]:
@@ -101,7 +122,8 @@ def _read_shchur(file: _Arrays, name: str) -> Graph:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened_npz(path: Path) -> Iterator[Arrays]:
+    """The arrays of an .npz file; an InputError raised inside names the file."""
     if not path.is_file():
         raise InputError("dataset", str(path), "a file that exists", "check the path")
     try:
@@ -109,12 +131,13 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except Exception as problem:
         # A damaged zip surfaces as any of a dozen types, struct.error and UnicodeDecodeError among them.
         raise _damaged(path, problem) from None
-    with archive:
-        yield archive
+    with archive, in_file(path):
+        keys = {member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")}
+        yield Arrays(path, archive, keys)
 
 
 @contextmanager
-def _in_file(path: Path) -> Iterator[None]:
+def in_file(path: Path) -> Iterator[None]:
     """Add the file to the first words of an InputError about one of its arrays."""
     try:
         yield
@@ -130,7 +153,7 @@ def _damaged(path: Path, problem: Exception) -> InputError:
     return InputError("dataset", f"{path} ({detail})", "a complete .npz file", "fetch the file again")
 
 
-class _Arrays:
+class Arrays:
     """The arrays of an open .npz by key, read when asked for, without pickles."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, keys: set[str]) -> None:
@@ -161,6 +184,21 @@ class _Arrays:
                 raise ValueError(f"{filled} bytes of {info.file_size}")
         return content
 
+    def text(self, key: str) -> str:
+        """The one short text stored under ``key``, such as the format in a file of scipy's save_npz."""
+        if key not in self.keys:
+            raise InputError("dataset", f"{self.path} without the key {key}", _LAYOUTS)
+        try:
+            info = self.archive.getinfo(f"{key}.npy")
+            if info.file_size > 1024:
+                raise ValueError("longer than a name")
+            value = np.lib.format.read_array(io.BytesIO(self.archive.read(info)), allow_pickle=False)
+            if value.shape != () or value.dtype.kind not in "SU":
+                raise ValueError(f"an array of {value.dtype}, not a text")
+            return value.item().decode("latin-1") if value.dtype.kind == "S" else str(value.item())
+        except Exception as problem:
+            raise _damaged(self.path, ValueError(f"{key}: {problem or type(problem).__name__}")) from None
+
     def csr(self, prefix: str, values: bool = True) -> sp.csr_array:
         """The CSR matrix stored as ``prefix``_data, _indices, _indptr and _shape; float32, or int8 ones."""
         shape = whole_numbers(f"{prefix}_shape", self[f"{prefix}_shape"])
@@ -179,6 +217,28 @@ class _Arrays:
         index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
         parts = data, indices.astype(index, copy=False), indptr.astype(index, copy=False)
         return sp.csr_array(parts, shape=(rows, columns))
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file, plain numbers only. Raises InputError for a file that holds anything else.
+
+    >>> read_npy(Path("feats.npy")).shape  # doctest: +SKIP
+    (89250, 500)
+    """
+    try:
+        with regular_file(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            npy_header(file.read(_HEADER_BYTES), size)
+            file.seek(0)
+            content = bytearray(size)
+            if file.readinto(content) != size:
+                raise ValueError("cut off")
+        return _parse_npy(content)
+    except FileNotFoundError:
+        raise InputError("dataset", str(path), "a file that exists", "check the folder") from None
+    except Exception as problem:
+        value = f"{path} ({problem or type(problem).__name__})"
+        raise InputError("dataset", value, "a complete .npy file of plain numbers", "fetch the file again") from None
 
 
 def npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:

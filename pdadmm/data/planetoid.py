@@ -7,6 +7,7 @@ type. Nothing of numpy or scipy runs during the unpickling, and a name outside t
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pdadmm.data.unpickle import Csr, InertUnpickler, RefusedError
 from pdadmm.errors import InputError
 from pdadmm.files import regular_file
 
-__all__ = ["find_planetoid", "read_planetoid"]
+__all__ = ["find_planetoid", "holds_planetoid", "read_planetoid", "read_planetoid_folder"]
 
 _NUM_VALIDATION = 500  # of the public split
 
@@ -30,6 +31,22 @@ def find_planetoid(folder: str | Path, name: str) -> Path | None:
     named = [path / "raw" for path in sorted(folder.iterdir()) if path.name.lower() == name.lower()]
     candidates = [folder, folder / "raw", *named]
     return next((path for path in candidates if (path / f"ind.{name}.allx").is_file()), None)
+
+
+def holds_planetoid(path: Path) -> bool:
+    """Whether ``path`` is a folder with a set in this format."""
+    return path.is_dir() and any(path.glob("ind.*.allx"))
+
+
+def read_planetoid_folder(folder: Path, name: str | None = None) -> Graph:
+    """Read the one set in ``folder``, under ``name`` where it is given. Raises InputError as read_planetoid does."""
+    sets = sorted(path.name.removeprefix("ind.").removesuffix(".allx") for path in folder.glob("ind.*.allx"))
+    if len(sets) != 1:
+        remedy = "name the set with --dataset and this folder with --data-dir" if sets else ""
+        value = f"{folder} with {', '.join(sets) or 'no ind.NAME.allx'}"
+        raise InputError("dataset", value, "a folder of one Planetoid set", remedy)
+    graph = read_planetoid(folder, sets[0])
+    return graph if name is None else dataclasses.replace(graph, name=name)
 
 
 def read_planetoid(folder: str | Path, name: str) -> Graph:

@@ -160,8 +160,8 @@ class DiskGraph:
         g, h = scrambled(rows), scrambled(columns)
         return int((g * (h >> np.uint64(32)) - h * (g >> np.uint64(32))).sum(dtype=np.uint64))
 
-    def to_graph(self) -> Graph:
-        """Return the graph in memory; InputError where it needs more than this machine has."""
+    def to_graph(self, name: str | None = None, own_split: str = "file") -> Graph:
+        """Return the graph in memory, called as its folder unless ``name`` says; InputError where it is too large."""
         needed = self.adjacency_bytes + 4 * self.num_nodes * self.num_features + 8 * self.num_nodes
         if needed > memory_bytes():
             value, remedy = f"{self.folder} of {needed} bytes", "augment it from disk with pdadmm augment"
@@ -174,8 +174,9 @@ class DiskGraph:
         for start, stop, rows in checked_blocks(self.features, self.header["files"]["features"]):
             features[start:stop] = rows
         splits = self.splits()
-        own = "file" if splits else ""
-        return Graph(indptr, columns, None, features, self.labels(), splits, self.name, self.num_classes or None, own)
+        own = own_split if splits else ""
+        classes = self.num_classes or None
+        return Graph(indptr, columns, None, features, self.labels(), splits, name or self.name, classes, own)
 
     def close(self) -> None:
         """Close the files."""
@@ -233,7 +234,10 @@ def read_header(folder: Path, name: str, format: str) -> dict[str, Any]:
 
 def open_listed(folder: Path, name: str, header: dict[str, Any], traffic: Traffic) -> DiskArray:
     """Open one array of a folder; InputError where its shape or type is not what the folder's JSON says."""
-    array = DiskArray(folder / f"{name}.npy", traffic)
+    path = folder / f"{name}.npy"
+    if not path.exists():
+        raise InputError("dataset", str(path), "a file that exists", "make the folder again")
+    array = DiskArray(path, traffic)
     entry = header["files"].get(name)
     if isinstance(entry, dict) and isinstance(entry.get("block"), int) and entry["block"] > 0:
         block, crcs = entry["block"], entry.get("crc32")

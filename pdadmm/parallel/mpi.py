@@ -38,6 +38,16 @@ def _install_abort_hook(comm: Any) -> None:
     sys.excepthook = abort
 
 
+def abort(status: int) -> None:
+    """End the whole job, all ranks, with this exit status; does nothing for one rank alone or before MPI starts."""
+    from mpi4py import MPI
+
+    if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(status)
+
+
 @cache
 def _world(mpi: Any) -> Any:
     """Our copy of the world's communicator, one for the whole process: copies are few and not collected."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pdadmm.admm.settings import ADMMSettings
@@ -19,18 +18,9 @@ from pdadmm.planner.request import ITEMSIZES
 from pdadmm.planner.simulate import Link
 from pdadmm.planner.traffic import iteration_bytes
 
-__all__ = ["predict_run", "resident_bytes", "sentence"]
+__all__ = ["predict_run", "sentence"]
 
 EXACT_HALOS = ("exact", "pipelined", "mix")
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process has now, 0 where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def predict_run(settings: Any, graph: Graph, summary: dict[str, Any], base: int) -> dict[str, float | None] | None:
