@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +74,8 @@ class StateFiles:
         self.files: list[int] = []
         self.unsynced = 0
         self.buffers: list[Tensor] = []
+        self.reads: dict[int, Future] = {}
+        self.writes: dict[int, Future] = {}
 
     @property
     def nbytes(self) -> int:
@@ -127,29 +128,32 @@ class StateFiles:
         They are read from file ``source`` (None: not at all, the memory is there to be filled), as pass ``number`` - 1
         wrote them; what the caller then did to them is written to file ``target`` as pass ``number``, where given.
         """
-        reads: dict[int, Future] = {}
-        writes: dict[int, Future] = {}
-        try:
-            for block in range(self.blocks + 1):  # each is asked for while the one before it is worked on
-                if block < self.blocks:
-                    if block - BUFFERS in writes:  # it has the same buffer
-                        writes.pop(block - BUFFERS).result()
-                    if source is not None:
-                        reads[block] = self.reader.submit(self._read, source, number - 1, block)
-                if block == 0:
-                    continue
-                done = block - 1
-                if done in reads:
-                    reads.pop(done).result()
-                rows = self._rows(done)
-                yield rows, self.layout.arrays(self._buffer(done), len(rows))
-                if target is not None:
-                    writes[done] = self.writer.submit(self._write, target, number, done)
-            for future in writes.values():
-                future.result()
-        finally:
-            for future in (*reads.values(), *writes.values()):  # no thread may touch a buffer from here on
-                future.exception()
+        self._wait()
+        reads, writes = self.reads, self.writes
+        for block in range(self.blocks + 1):  # each is asked for while the one before it is worked on
+            if block < self.blocks:
+                if block - BUFFERS in writes:  # it has the same buffer
+                    writes.pop(block - BUFFERS).result()
+                if source is not None:
+                    reads[block] = self.reader.submit(self._read, source, number - 1, block)
+            if block == 0:
+                continue
+            done = block - 1
+            if done in reads:
+                reads.pop(done).result()
+            rows = self._rows(done)
+            yield rows, self.layout.arrays(self._buffer(done), len(rows))
+            if target is not None:
+                writes[done] = self.writer.submit(self._write, target, number, done)
+        for future in writes.values():
+            future.result()
+
+    def _wait(self) -> None:
+        """Return once no thread touches a buffer: a pass that was cut off leaves reads and writes under way."""
+        for future in (*self.reads.values(), *self.writes.values()):
+            future.exception()
+        self.reads.clear()
+        self.writes.clear()
 
     def _buffer(self, block: int) -> Tensor:
         return self.buffers[block % BUFFERS]
@@ -178,13 +182,21 @@ class StateFiles:
         self.unsynced = 0
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files, once nothing is under way."""
         if self.files:
+            self._wait()
             self.reader.shutdown()
             self.writer.shutdown()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for file in self.files:
             os.close(file)
         self.files = []
 
-    def __del__(self) -> Any:
-        self.close()
+    def __del__(self) -> None:
+        # work under way holds this object: there is none; and any thread may be here, which must not wait for another
+        if self.files:
+            self.reader.shutdown(wait=False)
+            self.writer.shutdown(wait=False)
+        self._close_files()
