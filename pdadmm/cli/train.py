@@ -66,9 +66,11 @@ def run(arguments: list[str]) -> int:
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
-    summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if transport.rank == 0 else None
+    streamed = getattr(given, "memory", None) is not None  # from disk: told in its own words, and not foreseen here
+    foreseen = transport.rank == 0 and not streamed
+    summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if foreseen else None
     if given.run and transport.rank == 0:
-        in_memory = isinstance(graph, Graph) and getattr(given, "memory", None) is None
+        in_memory = isinstance(graph, Graph) and not streamed
         summary["confusion"] = confusion_matrix(estimator, graph) if in_memory else None
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
