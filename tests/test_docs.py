@@ -302,6 +302,14 @@ def test_every_link_leads_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_the_reference_has_every_public_name():
+    text = read("docs/api.md")
+    listed = re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)$", text, re.MULTILINE)
+    assert {f"pdadmm.{name}" for name in pdadmm.__all__ if name != "__version__"} <= set(listed)
+    for name in listed + re.findall(r"^\.\. automodule:: ([\w.]+)$", text, re.MULTILINE):
+        assert inspect.getdoc(find(name)), name
+
+
 def test_the_index_names_every_page():
     text = read("docs/index.md")
     pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.stem != "index"]

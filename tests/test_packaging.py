@@ -132,7 +132,7 @@ def test_a_wheel_comes_out_of_the_source_archive(sdist, tmp_path):
 def test_make_train_is_the_main_job():
     if not shutil.which("make"):
         pytest.skip("make is not installed")
-    ours = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "RANKS", "TRAIN_FLAGS", "PYTEST_FLAGS"}
+    ours = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "RANKS", "TRAIN_FLAGS", "PYTEST_FLAGS", "COVERAGE"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     plan = run("make", "--dry-run", "--always-make", "train", cwd=ROOT, env=environment)
     assert "-m venv .venv" in plan
@@ -149,7 +149,7 @@ def test_ci_runs_the_command_of_the_readme():
     assert "    make train " in readme
     assert "    make test " in readme
     assert os.access(ci, os.X_OK)
-    assert ci.read_text("utf-8").rstrip().endswith("\nmake lint\nmake test")
+    assert ci.read_text("utf-8").rstrip().endswith("\nmake lint\nmake docs\nmake test COVERAGE=1\nmake test-openmpi")
     run("bash", "-n", str(ci))
 
 
