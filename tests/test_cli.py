@@ -119,7 +119,8 @@ def test_train_on_digits(run, tmp_path):
     assert again.score(graph) == pytest.approx(summary["test_accuracy"])
     lines = out.splitlines()
     assert lines[0] == "pdadmm-g on digits (20 per class split, seed 3)"
-    assert lines[-1] == f"test accuracy of the 4-layer network: {summary['test_accuracy']:.4f}"
+    assert lines[-2] == f"test accuracy of the 4-layer network: {summary['test_accuracy']:.4f}"
+    assert lines[-1].startswith("predicted / measured, an iteration: ")
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
     assert "4 layers, iteration 12" in err
 
