@@ -14,8 +14,8 @@ import torch
 from mpi4py import MPI
 
 from pdadmm import PDADMMG, PDADMMGQ, csbm
-from pdadmm.admm.channel import CHECKSUMS
 from pdadmm.parallel import agreement
+from pdadmm.parallel.envelope import CHECKSUMS
 from pdadmm.parallel.mpi import MPITransport
 
 SMALL = {"layers": 2, "hidden": 4, "iterations": 2, "hops": 1}
@@ -64,6 +64,24 @@ def calls(rank: int, before: int, kinds: tuple[str, str]) -> str:
     return "gathered"
 
 
+def sums(rank: int, kinds: tuple[str, str], sizes: tuple[int, int]) -> str:
+    """A sum of two arrays, agreed first."""
+    transport = MPITransport(MPI.COMM_WORLD.Dup())
+    transport.checks = True
+    transport.sum_(torch.ones(sizes[rank]), kinds[rank])
+    return "summed"
+
+
+def all_to_all(rank: int, due: int) -> str:
+    """Each rank sends two numbers, where rank 0 waits for ``due``; agreed first."""
+    transport = MPITransport(MPI.COMM_WORLD.Dup())
+    transport.checks = True
+    incoming = [0, due] if rank == 0 else [2, 0]
+    counts = [0, 2] if rank == 0 else [2, 0]
+    transport.alltoall(torch.ones(2), counts, torch.empty(sum(incoming)), incoming, "blocks")
+    return "sent"
+
+
 def too_long(rank: int) -> str:
     """Rank 0's repeated message is longer than rank 1's buffer."""
     transport = MPITransport(MPI.COMM_WORLD.Dup())
@@ -88,6 +106,11 @@ def cases(rank: int):
     yield "kind", lambda: single(rank, "evaluation", torch.zeros(2, 3, dtype=torch.int64))
     yield "call", lambda: calls(rank, 0, ("control", "evaluation"))
     yield "number", lambda: calls(rank, 1, ("control", "control"))
+    yield "sum", lambda: sums(rank, ("gradients", "gradients"), (4, 5))
+    yield "sum's kind", lambda: sums(rank, ("gradients", "moments"), (4, 4))
+    yield "right sum", lambda: sums(rank, ("gradients", "gradients"), (4, 4))
+    yield "all-to-all", lambda: all_to_all(rank, 3)
+    yield "right all-to-all", lambda: all_to_all(rank, 2)
     yield "long", lambda: too_long(rank)
     yield "agreed", lambda: fit(rank)
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pdadmm import PDADMMG, PDADMMGQ, DivergenceError, InputError, Quantizer, csbm
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.channel import (
-    CHECKSUMS,
     HEADER_BYTES,
     MESSAGES_BETWEEN_DIGESTS,
     SHAPE,
@@ -23,6 +22,7 @@ from pdadmm.admm.channel import (
 from pdadmm.admm.link import Link
 from pdadmm.admm.network import Network
 from pdadmm.admm.updates import update_p_constrained_
+from pdadmm.parallel.envelope import CHECKSUMS
 from pdadmm.parallel.ledger import Ledger
 from pdadmm.quantize import make_grid
 

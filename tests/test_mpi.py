@@ -15,6 +15,7 @@ import pdadmm
 from pdadmm.admm.channel import HEADER_BYTES
 from pdadmm.admm.settings import default_stages
 from pdadmm.cli import main
+from pdadmm.parallel.envelope import REMEDY
 
 HERE = Path(__file__).parent
 RANKS = (1, 2, 3, 10)
@@ -304,6 +305,16 @@ def test_ranks_that_do_not_fit_together_end_with_words(tmp_path):
         assert told[rank]["number"].startswith("RuntimeError: ranks out of step")
         assert told[rank]["agreed"] == "fitted"
     assert "message of 32 bytes did not arrive" in told[1]["long"]
+    for rank in range(2):
+        assert told[rank]["sum"] == (
+            "RuntimeError: ranks out of step: rank 0 is in sum of kind gradients, 4 numbers of type float32, "
+            f"rank 1 is in sum of kind gradients, 5 numbers of type float32; {REMEDY}"
+        )
+        assert "sum of kind moments" in told[rank]["sum's kind"]
+        assert (told[rank]["right sum"], told[rank]["right all-to-all"]) == ("summed", "sent")
+        call = "is in all-to-all of kind blocks"
+        words = f"rank 1 {call}, 2 numbers of type float32, rank 0 {call}, 3 numbers"
+        assert words in told[rank]["all-to-all"]
 
 
 def test_a_grid_of_another_number_of_ranks_ends_the_job_with_status_2():

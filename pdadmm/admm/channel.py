@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdadmm.parallel.envelope import checksums
 from pdadmm.parallel.transport import Message, Transport
 from pdadmm.quantize import Coder, NotFiniteError, digest
 
-__all__ = ["CHECKSUMS", "HEADER_BYTES", "Channel", "checksums"]
+__all__ = ["HEADER_BYTES", "Channel"]
 
 # Header of a message: flags, kind, layer, number of the message; then shape and bits, or a hash of the value after it.
 HEADER = struct.Struct("<BBHI8s")
@@ -23,13 +23,7 @@ KINDS = {"p": 1, "q": 2}
 NAMES = {number: kind for kind, number in KINDS.items()}
 # A hash reads the whole value: now and then is enough to notice that the two ends differ.
 MESSAGES_BETWEEN_DIGESTS = 16
-CHECKSUMS = "PDADMM_CHECKSUMS"  # environment variable; 1: every message carries the hash
 ALIGNMENT = 64  # bytes; torch's own, which a value behind its header keeps
-
-
-def checksums() -> bool:
-    """Whether the environment asks for a hash in every message."""
-    return os.environ.get(CHECKSUMS) == "1"
 
 
 def behind_header(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pdadmm import __version__
 from pdadmm.errors import InputError
+from pdadmm.parallel.envelope import checksums
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import parameters
 
@@ -33,7 +34,6 @@ def environment() -> dict[str, str]:
     """Return what must be equal in the processes themselves: versions, byte order, compiled updates, checksums."""
     import torch
 
-    from pdadmm.admm.channel import checksums
     from pdadmm.kernels import updates
 
     return {

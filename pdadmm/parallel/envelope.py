@@ -5,12 +5,16 @@ p and q carry a header of their own (pdadmm.admm.channel); these are the others:
 
 from __future__ import annotations
 
+import itertools
+import os
 import struct
+from collections.abc import Sequence
 
 import numpy
 
-__all__ = ["ENVELOPE_BYTES", "Envelope", "check_call"]
+__all__ = ["CHECKSUMS", "ENVELOPE_BYTES", "Envelope", "check_arrays", "check_call", "checksums"]
 
+CHECKSUMS = "PDADMM_CHECKSUMS"  # environment variable; 1: p and q carry a hash, sums and all-to-alls are agreed first
 KINDS = ("init", "evaluation", "migration", "control", "other")
 TYPES = {char.encode(): numpy.dtype(char).name for char in "?bBhHiIlLefd"}
 ENVELOPE = struct.Struct("<BcHIQQ")  # kind, type, number of axes, number of the message, shape
@@ -38,6 +42,29 @@ class Envelope:
         if found != self.packed:
             told = f"rank {peer} sent {describe(found)}, where {describe(self.packed)} was due"
             raise RuntimeError(f"message out of order: {told}; {REMEDY}")
+
+
+def checksums() -> bool:
+    """Whether every message is checked, at a cost."""
+    return os.environ.get(CHECKSUMS) == "1"
+
+
+def check_arrays(told: Sequence[tuple[str, str, str, Sequence[int], Sequence[int]]]) -> None:
+    """Raise RuntimeError, on all ranks alike, where they are not about to do one sum, or one all-to-all, together.
+
+    ``told`` has what each rank is about to do: operation, kind, type, and how many numbers go to every rank and come
+    from it (one number for all of them in a sum).
+
+    >>> check_arrays([("sum", "gradients", "f", [3], [3])] * 2)
+    """
+    for (sender, theirs), (receiver, own) in itertools.product(enumerate(told), repeat=2):
+        sent, due = theirs[3][receiver % len(theirs[3])], own[4][sender % len(own[4])]
+        if theirs[:3] != own[:3] or sent != due:
+            parts = (
+                f"rank {rank} is in {call[0]} of kind {call[1]}, {count} numbers of type {numpy.dtype(call[2]).name}"
+                for rank, call, count in ((sender, theirs, sent), (receiver, own, due))
+            )
+            raise RuntimeError(f"ranks out of step: {', '.join(parts)}; {REMEDY}")
 
 
 def describe(packed: bytes) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pdadmm.errors import InputError
 from pdadmm.parallel import launch
-from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope, check_call
+from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope, check_arrays, check_call, checksums
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
@@ -122,6 +122,7 @@ class MPITransport:
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ledger, self.trace = Ledger(), NO_TRACE
         self.local_size = launch.local_ranks() or self._ranks_of_host()
+        self.checks = checksums()
         self.calls = 0  # collective calls so far, equal on all ranks
         self.sent, self.received = [0] * self.size, [0] * self.size  # single arrays so far, by peer
         _install_abort_hook(self.mpi.COMM_WORLD)
@@ -211,6 +212,7 @@ class MPITransport:
         if self.size == 1:
             return array
         view = self._view(array)
+        self._agree("sum", kind, view, [view.size], [view.size])
         for piece in pieces(view):
             self.comm.Allreduce(self.mpi.IN_PLACE, piece, op=self.mpi.SUM)
         nbytes = ring_bytes(view.nbytes, self.size)
@@ -222,10 +224,19 @@ class MPITransport:
         self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
     ) -> Tensor:
         send, receive = self._view(outgoing), self._view(incoming)
+        self._agree("all-to-all", kind, send, counts, incoming_counts)
         self.comm.Alltoallv((send, list(counts)), (receive, list(incoming_counts)))
         self.ledger.record_sent(kind, (send.size - counts[self.rank]) * send.itemsize)
         self.ledger.record_received(kind, (receive.size - incoming_counts[self.rank]) * receive.itemsize)
         return incoming
+
+    def _agree(
+        self, operation: str, kind: str, view: Any, counts: Sequence[int], incoming_counts: Sequence[int]
+    ) -> None:
+        """Compare what the ranks are about to do with their arrays, where every message is checked."""
+        if self.checks:
+            own = operation, kind, view.dtype.char, list(counts), list(incoming_counts)
+            check_arrays(self.comm.allgather(own))
 
     def _record_parts(self, kind: str, parts: list[bytes]) -> None:
         for rank, part in enumerate(parts):
