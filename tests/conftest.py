@@ -20,6 +20,17 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """What is trained in this process takes one thread, as its counterpart on ranks does: bits depend on it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def not_launched(monkeypatch):
     """Tests run in one process, whatever the shell that started them says."""

@@ -26,15 +26,8 @@ from pdadmm.parallel.rank_grid import RankGrid, check_grid, choose_grid, grid_na
 from pdadmm.parallel.transport import LocalTransport
 
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+pytestmark = pytest.mark.usefixtures("one_thread")
 STACKED = ("W", "b")  # one for all shards; other arrays have a row for each node
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_problem(seed: int, V: int, others: int, n0: int, classes: int, dtype: torch.dtype = torch.float64) -> Problem:

@@ -14,7 +14,6 @@ from pathlib import Path
 import mpi_checkpoint
 import numpy as np
 import pytest
-import torch
 from mpi_checkpoint import CASES, GNN_CASES, KILLED_IN, STOPPED_IN
 from mpi_launch import NEEDS_MPI, mpiexec
 
@@ -28,14 +27,6 @@ def needs_mpi(test):
     for mark in NEEDS_MPI:
         test = mark(test)
     return test
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

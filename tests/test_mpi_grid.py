@@ -9,7 +9,6 @@ from pathlib import Path
 import mpi_grid
 import numpy as np
 import pytest
-import torch
 from mpi_launch import NEEDS_MPI, mpiexec
 from test_grid import assert_close, join
 
@@ -17,19 +16,11 @@ HERE = Path(__file__).parent
 TOLERANCES = {"float64-51": 1e-9, "float32-1": 1e-5, "float32-51": 2e-3}
 ALL_GRIDS = [grid for side_by_side in mpi_grid.GRIDS for grid in side_by_side]
 
-pytestmark = NEEDS_MPI
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [*NEEDS_MPI, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(one_thread):
     return {case: mpi_grid.fit(case, "1x1") for case in mpi_grid.CASES}
 
 

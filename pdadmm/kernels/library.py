@@ -12,8 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
-__all__ = ["load_library", "pool"]
+import numpy as np
+
+__all__ = ["load_library", "pool", "typed_functions"]
 
 
 def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL | None:
@@ -32,6 +35,16 @@ def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL 
         except (OSError, AttributeError):  # built for another machine, or by an older source
             continue
     return None
+
+
+def typed_functions(name: str, interface: int, function: str, argtypes: list[Any], restype: Any) -> dict[np.dtype, Any]:
+    """Return the forms ``function``_float32 and _float64 of the library ``name`` by type, {} where it was not built."""
+    library = load_library(name, f"pdadmm{name}_interface", interface)
+    functions: dict[np.dtype, Any] = {}
+    for kind in ("float32", "float64") if library is not None else ():
+        functions[np.dtype(kind)] = getattr(library, f"{function}_{kind}")
+        functions[np.dtype(kind)].argtypes, functions[np.dtype(kind)].restype = argtypes, restype
+    return functions
 
 
 @cache

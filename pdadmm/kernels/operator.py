@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import numpy as np
 
-from .library import load_library
+from .library import typed_functions
 
 __all__ = ["available", "operator_rows"]
 
 INTERFACE = 1  # must equal pdadmm_operator_interface() in operator.c: a stale build is not used
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
-
-
-def _load() -> dict[np.dtype, Any]:
-    library = load_library("_operator", "pdadmm_operator_interface", INTERFACE)
-    functions: dict[np.dtype, Any] = {}
-    for name in ("float32", "float64") if library is not None else ():
-        function = functions[np.dtype(name)] = getattr(library, f"pdadmm_operator_rows_{name}")
-        function.argtypes = [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 5
-        function.restype = _LONG
-    return functions
-
-
-_functions = _load()
+_ARGUMENTS = [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 5
+_functions = typed_functions("_operator", INTERFACE, "pdadmm_operator_rows", _ARGUMENTS, _LONG)
 
 
 def available() -> bool:

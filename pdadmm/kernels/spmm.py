@@ -6,11 +6,10 @@ import ctypes
 import itertools
 import os
 import sys
-from typing import Any
 
 import numpy as np
 
-from .library import load_library, pool
+from .library import pool, typed_functions
 
 __all__ = ["available", "spmm_", "takes"]
 
@@ -18,19 +17,8 @@ INTERFACE = 1  # must equal pdadmm_spmm_interface() in spmm.c: a stale build is 
 SMALLEST_SHARE = 1 << 18  # multiplications that are worth a thread of their own
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
-
-
-def _load() -> dict[np.dtype, Any]:
-    library = load_library("_spmm", "pdadmm_spmm_interface", INTERFACE)
-    functions: dict[np.dtype, Any] = {}
-    for name in ("float32", "float64") if library is not None else ():
-        function = functions[np.dtype(name)] = getattr(library, f"pdadmm_spmm_{name}")
-        function.argtypes = [_POINTER] * 3 + [_LONG] * 3 + [_POINTER] * 2
-        function.restype = None
-    return functions
-
-
-_functions = _load()
+_ARGUMENTS = [_POINTER] * 3 + [_LONG] * 3 + [_POINTER] * 2
+_functions = typed_functions("_spmm", INTERFACE, "pdadmm_spmm", _ARGUMENTS, None)
 
 
 def available() -> bool:
