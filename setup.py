@@ -41,13 +41,13 @@ setup(
             [f"pdadmm/kernels/{name}.c"],
             depends=["pdadmm/kernels/cpu.h"],
             extra_compile_args=[
-                *("-std=gnu11", "-O3", "-g0"),
-                *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+                *("-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"),
+                f"-ffp-contract={'fast' if name == 'factor' else 'off'}",
             ],
             libraries=["m"],
             optional=True,
         )
-        for name in ("codec", "updates", "spmm", "operator")
+        for name in ("codec", "updates", "factor", "spmm", "operator")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

@@ -3,7 +3,8 @@
     python benchmarks/iteration.py --nodes 20000 --hidden 256 --layers 10 --repeat 7       (about 2 min)
     python benchmarks/iteration.py --nodes 140 --inputs 7165 --hidden 100 --layers 10      (Cora's shape)
 
-"products" are the matrix products and Cholesky factorisations that the exact form needs, on arrays of the same shapes;
+"products" are the matrix products and Cholesky factorisations that the exact form needs, on arrays of the same shapes,
+as the iteration does them, "with LAPACK" those with torch.linalg's factorisations;
 "traffic" is every state array (p, z, q, u, r of each layer) read and written once at the copy bandwidth measured
 beside it; "Adam" is one full-batch epoch of torch.optim.Adam on the same network. "objective" are the sums of the
 objective and the residuals, which the driver takes after every iteration. Medians of ratios, one process.
@@ -18,11 +19,23 @@ import torch
 from shared import full_network, machine, random_problem, ratio, shape_parser, table, timed
 
 from pdadmm.admm.problem import Problem
-from pdadmm.admm.updates import cholesky, spd_inverse
+from pdadmm.admm.updates import spd_inverse, spd_solve
 from pdadmm.models.gamlp import GAMLP
 
 
-def products(problem: Problem, first, layers: int, hidden: int) -> Callable[[], None]:
+def lapack_inverse(A: torch.Tensor) -> torch.Tensor:
+    """Return A^-1 through torch.linalg alone."""
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(A)[0])
+
+
+def lapack_solve(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Return B A^-1 through torch.linalg alone."""
+    return torch.cholesky_solve(B.mT, torch.linalg.cholesky_ex(A)[0])
+
+
+def products(
+    problem: Problem, first, layers: int, hidden: int, inverse: Callable = spd_inverse, solve: Callable = spd_solve
+) -> Callable[[], None]:
     """Return a function that does one iteration's products and factorisations and nothing else."""
     V, C = problem.nodes, problem.classes
     outputs = [hidden] * (layers - 2) + [C]
@@ -36,12 +49,12 @@ def products(problem: Problem, first, layers: int, hidden: int) -> Callable[[], 
         first.update(z[hidden])
         for n in outputs:
             torch.mm(W[n].mT, W[n], out=gram)
-            spd_inverse(system)
+            inverse(system)
             torch.mm(z[n], W[n], out=out)
             torch.mm(out, system, out=p)
             torch.mm(p.mT, p, out=gram)
             torch.mm(z[n].mT, p, out=cross[n])
-            torch.cholesky_solve(cross[n].mT, cholesky(system))
+            solve(system, cross[n])
             torch.mm(p, W[n].mT, out=a[n])
 
     return run
@@ -73,6 +86,9 @@ def main() -> None:
     runs = {
         "iteration": network.iterate,
         "products": products(problem, solver.first, given.layers, given.hidden),
+        "products with LAPACK": products(
+            problem, solver.first, given.layers, given.hidden, lapack_inverse, lapack_solve
+        ),
         "objective": network.terms,
         "traffic": lambda: target.copy_(source),
         "Adam epoch": adam_epoch(problem, given.layers, given.hidden),
@@ -82,6 +98,7 @@ def main() -> None:
     print(machine(), table(seconds), sep="\n\n")
     limit = [a + b for a, b in zip(seconds["products"], seconds["traffic"], strict=True)]
     print(f"\niteration / products: {ratio(seconds['iteration'], seconds['products']):.2f}")
+    print(f"iteration / products with LAPACK: {ratio(seconds['iteration'], seconds['products with LAPACK']):.2f}")
     print(f"iteration / (products + traffic): {ratio(seconds['iteration'], limit):.2f}")
     print(f"iteration / Adam epoch: {ratio(seconds['iteration'], seconds['Adam epoch']):.2f}")
     told = statistics.median(seconds["objective"]) / statistics.median(seconds["iteration"])

@@ -31,9 +31,10 @@ def facts() -> dict[str, str]:
     """Return what is installed and what this machine offers, as lines to print."""
     import torch
 
-    from pdadmm.kernels import cpu, spmm, updates
+    from pdadmm.kernels import cpu, factor, spmm, updates
 
-    built = {"updates": (updates, "plain torch"), "codec": (cpu, "plain torch"), "S X": (spmm, "scipy")}
+    built = {"updates": (updates, "plain torch"), "factors": (factor, "LAPACK")}
+    built |= {"codec": (cpu, "plain torch"), "S X": (spmm, "scipy")}
     kernels = [f"{name} {'compiled' if one.available() else instead}" for name, (one, instead) in built.items()]
     return {
         "pdadmm": f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}",

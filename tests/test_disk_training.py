@@ -104,7 +104,8 @@ def test_float32_agrees_as_far_as_it_can(tmp_path):
     more = SMALL | {"first_layer": "gram", "iterations": 1, "stages": (3,)}
     close(PDADMMG(**more).fit(X, Y), PDADMMG(**more).fit(X, Y, memory=MEMORY, scratch=tmp_path / "1"), 1e-5)
     more |= {"iterations": 50}
-    close(PDADMMG(**more).fit(X, Y), PDADMMG(**more).fit(X, Y, memory=MEMORY, scratch=tmp_path / "50"), 2e-3)
+    # two runs in memory part by 1e-2 here when the last bit of one feature changes
+    close(PDADMMG(**more).fit(X, Y), PDADMMG(**more).fit(X, Y, memory=MEMORY, scratch=tmp_path / "50"), 2e-2)
 
 
 def test_restarts_and_schedules_happen_in_these_tests(tmp_path):

@@ -205,7 +205,7 @@ def test_a_grid_backs_off_together():
     more |= {"nu": 28.0, "rho": 1e-10, "on_divergence": "backoff"}
     for grid in ("1x1", "2x2"):
         (first, *_), found = train(problem, grid, **more)
-        assert all(row["rho"] > 1e-9 for row in first[0])  # it did
+        assert first[0][-1]["rho"] > 1e-9  # it did
         assert np.isfinite(first[0][-1]["lagrangian"])
         assert_both_sides_agree(found)
 

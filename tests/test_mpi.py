@@ -18,7 +18,7 @@ from pdadmm.cli import main
 from pdadmm.parallel.envelope import REMEDY
 
 HERE = Path(__file__).parent
-RANKS = (1, 2, 3, 10)
+RANKS = (1, 2, 3, pytest.param(10, marks=pytest.mark.many_ranks))
 
 pytestmark = NEEDS_MPI
 
@@ -123,6 +123,7 @@ def test_what_was_sent_was_received(launched, ranks):
     assert {kind: sent for kind, (sent, _) in totals.items()} == {kind: got for kind, (_, got) in totals.items()}
 
 
+@pytest.mark.many_ranks
 def test_u_never_travels(launched):
     result = Result(launched(10), "exact-gram-32", 10)
     kinds = {kind for told in result.told for kind in told["sent"]}

@@ -32,6 +32,7 @@ def launched(tmp_path_factory):
     return folder
 
 
+@pytest.mark.many_ranks
 @pytest.mark.parametrize("grid", ALL_GRIDS)
 @pytest.mark.parametrize("case", mpi_grid.CASES)
 def test_a_grid_finds_what_one_process_does(alone, launched, case, grid):

@@ -14,16 +14,19 @@ from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.shard import WHOLE, Shard
+from pdadmm.kernels import factor
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
 __all__ = [
     "Moments",
+    "assemble_W",
     "cholesky",
     "dual",
     "inverse_p",
     "prepare_p_exact",
     "spd_inverse",
+    "spd_solve",
     "update_W_b_exact",
     "update_W_b_gradient",
     "update_W_gradient_",
@@ -47,16 +50,28 @@ def cholesky(A: Tensor) -> Tensor:
     return factor.fill_(torch.nan) if int(info) else factor
 
 
-def spd_inverse(A: Tensor) -> Tensor:
-    """Return the inverse of a symmetric positive definite matrix through its Cholesky factor."""
+def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """Return (scale A + shift I)^-1 through its Cholesky factor, NaN where it has none; A is symmetric."""
+    if factor.takes(A):
+        inverse = factor.inverse(A, scale, shift)
+        return torch.full_like(A, torch.nan) if inverse is None else inverse
+    if (scale, shift) != (1.0, 0.0):
+        A = scale * A
+        A.diagonal().add_(shift)
     return torch.cholesky_inverse(cholesky(A))
+
+
+def spd_solve(A: Tensor, B: Tensor) -> Tensor:
+    """Return B A^-1 for a symmetric positive definite A through its Cholesky factor, NaN where it has none."""
+    if factor.takes(A, B):
+        solution = factor.solve(A, B)
+        return torch.full_like(B, torch.nan) if solution is None else solution
+    return torch.cholesky_solve(B.mT, cholesky(A)).mT.contiguous()
 
 
 def inverse_p(W: Tensor, nu: float, rho: float) -> Tensor:
     """Return (nu W^T W + rho I)^-1 (m, m), which all nodes share in the exact p-update."""
-    system = nu * (W.mT @ W)
-    system.diagonal().add_(rho)
-    return spd_inverse(system)
+    return spd_inverse(W.mT @ W, nu, rho)
 
 
 def prepare_p_exact(
@@ -75,7 +90,7 @@ def prepare_p_exact(
     """
     if inverse is None:
         inverse = inverse_p(W, nu, rho)
-    return torch.addmm(-(b @ W), z, W, beta=nu, alpha=nu, out=out), inverse
+    return torch.addmm(b @ W, z, W, beta=-nu, alpha=nu, out=out), inverse
 
 
 def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
@@ -220,19 +235,29 @@ def update_W_b_exact(
     The W- and b-subproblems solved together: b is eliminated by centring, W solves a Cholesky system of
     the centred p^T p plus the ridge. ``target`` None stands for 0. Returns W (n, m) and b (n,).
     """
+    system, right = assemble_W(moments, W_old, mu_over_nu, prox, kappa, target)
+    W = spd_solve(system, right)
+    share = 1.0 / moments.count
+    return W, torch.addmv(moments.z_sum, W, moments.p_sum, beta=share, alpha=-share)
+
+
+def assemble_W(
+    moments: Moments, W_old: Tensor, mu_over_nu: float, prox: float, kappa: float, target: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the system (m, m) and the right-hand side (n, m) of update_W_b_exact."""
+    sums = (moments.pp, moments.zp, moments.p_sum, moments.z_sum)
+    if fused.takes(*sums, W_old, W_old if target is None else target):
+        return fused.assemble_W(sums, moments.count, W_old, target, prox, mu_over_nu + kappa, kappa)
     p_mean = moments.p_sum / moments.count
     system = moments.pp - torch.outer(p_mean, moments.p_sum)
     right = moments.zp - torch.outer(moments.z_sum, p_mean)
     # dead or equal columns leave p^T p singular: a proximal weight at rounding level keeps it definite
-    scale = moments.pp.diagonal().sum() + 1.0
-    weight = prox + 16.0 * torch.finfo(system.dtype).eps * scale
+    weight = prox + 16.0 * torch.finfo(system.dtype).eps * (moments.pp.diagonal().sum() + 1.0)
     system.diagonal().add_(weight + (mu_over_nu + kappa))
     right.addcmul_(W_old, weight)
-    if kappa and target is not None:
+    if target is not None:
         right.add_(target, alpha=kappa)
-    W = torch.cholesky_solve(right.mT, cholesky(system)).mT.contiguous()
-    b = (moments.z_sum - W @ moments.p_sum) / moments.count
-    return W, b
+    return system, right
 
 
 def update_W_b_gradient(

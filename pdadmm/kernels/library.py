@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["load_library", "pool", "typed_functions"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["fits", "load_library", "pool", "typed_functions"]
 
 
 def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL | None:
@@ -35,6 +38,15 @@ def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL 
         except (OSError, AttributeError):  # built for another machine, or by an older source
             continue
     return None
+
+
+def fits(*arrays: Tensor) -> bool:
+    """Whether C functions can read these torch tensors: contiguous, in main memory, all float32 or all float64."""
+    # called many times an iteration: `is_cpu` is a tenth of the price of `device.type`
+    dtype = arrays[0].dtype
+    if dtype.itemsize not in (4, 8) or not dtype.is_floating_point:
+        return False
+    return all(x.dtype is dtype and x.is_cpu and x.is_contiguous() for x in arrays)
 
 
 def typed_functions(name: str, interface: int, function: str, argtypes: list[Any], restype: Any) -> dict[np.dtype, Any]:

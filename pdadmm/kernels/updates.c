@@ -11,7 +11,7 @@
 
 enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 
-EXPORT int pdadmm_updates_interface(void) { return 2; }
+EXPORT int pdadmm_updates_interface(void) { return 3; }
 
 /* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above.
    r may be a itself: no element is read after it was written. */
@@ -88,6 +88,34 @@ DEFINE_UPDATE_U(double, pdadmm_update_u_float64)
 
 DEFINE_ASSEMBLE_P(float, pdadmm_assemble_p_float32)
 DEFINE_ASSEMBLE_P(double, pdadmm_assemble_p_float64)
+
+/* The system A and right-hand side R of the exact W-update from sums over `count` nodes: centred, with the ridge and
+   the weight of W_old, which is prox and a share of the rounding of pp's diagonal; `target` may be NULL. */
+#define DEFINE_ASSEMBLE_W(REAL, NAME, EPS)                                                                        \
+  CLONES EXPORT void NAME(const REAL *restrict pp, const REAL *restrict zp, const REAL *restrict p_sum,           \
+                          const REAL *restrict z_sum, const REAL *restrict W_old, const REAL *restrict target,    \
+                          int64_t n, int64_t m, double count, double prox, double ridge, double kappa,            \
+                          REAL *restrict A, REAL *restrict R) {                                                   \
+    const REAL share = (REAL)(1 / count), pull = (REAL)kappa;                                                     \
+    REAL trace = 0;                                                                                               \
+    for (int64_t i = 0; i < m; i++) trace += pp[i * m + i];                                                       \
+    const REAL weight = (REAL)prox + 16 * EPS * (trace + 1);                                                      \
+    for (int64_t i = 0; i < m; i++) {                                                                             \
+      const REAL mean = p_sum[i] * share;                                                                         \
+      for (int64_t j = 0; j < m; j++) A[i * m + j] = pp[i * m + j] - mean * p_sum[j];                             \
+      A[i * m + i] += weight + (REAL)ridge;                                                                       \
+    }                                                                                                             \
+    for (int64_t i = 0; i < n; i++) {                                                                             \
+      const REAL mean = z_sum[i] * share;                                                                         \
+      const int64_t row = i * m;                                                                                  \
+      for (int64_t j = 0; j < m; j++) R[row + j] = zp[row + j] - mean * p_sum[j] + weight * W_old[row + j];       \
+      if (target)                                                                                                 \
+        for (int64_t j = 0; j < m; j++) R[row + j] += pull * target[row + j];                                     \
+    }                                                                                                             \
+  }
+
+DEFINE_ASSEMBLE_W(float, pdadmm_assemble_W_float32, FLT_EPSILON)
+DEFINE_ASSEMBLE_W(double, pdadmm_assemble_W_float64, DBL_EPSILON)
 
 /* Sums of squares in float64, without a float64 copy of the arrays: what the objective is made of. */
 enum { LANES = 16 };

@@ -1,5 +1,5 @@
-"""Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, Newton for z_L,
-the sums of the objective.
+"""Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, the W-update's system,
+Newton for z_L, the sums of the objective.
 
 Each function works on contiguous CPU tensors of one type, float32 or float64; ``takes`` says whether it
 may be called. The torch forms in pdadmm.admm are the reference, and what runs where the library was not built.
@@ -12,9 +12,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .library import load_library, pool
+from .library import fits, load_library, pool
 
 __all__ = [
+    "assemble_W",
     "assemble_p_",
     "available",
     "distance",
@@ -27,7 +28,7 @@ __all__ = [
     "update_z_",
 ]
 
-INTERFACE = 2  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
+INTERFACE = 3  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
 SMALLEST_SHARE = 1 << 16  # elements that are worth a thread of their own
 SUMMED_AT_ONCE = 1 << 20  # elements of a partial sum: fixed, so that the number of threads leaves no trace
 
@@ -37,6 +38,7 @@ _SIGNATURES = {
     "update_q_u": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 3,
     "update_u": [_POINTER] * 3 + [_LONG, _DOUBLE],
     "assemble_p": [_POINTER] * 3 + [_LONG, _DOUBLE],
+    "assemble_W": [_POINTER] * 6 + [_LONG] * 2 + [_DOUBLE] * 4 + [_POINTER] * 2,
     "distance": [_POINTER] * 2 + [_LONG, _DOUBLE, _POINTER],
     "square": [_POINTER, _LONG, _POINTER],
     "link": [_POINTER] * 3 + [_LONG, _POINTER],
@@ -67,12 +69,7 @@ def available() -> bool:
 
 def takes(*arrays: Tensor) -> bool:
     """Whether the C updates handle these arrays: contiguous, in main memory, one type of the two."""
-    if not _functions:
-        return False
-    dtype = arrays[0].dtype
-    return dtype in (torch.float32, torch.float64) and all(
-        x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x in arrays
-    )
+    return bool(_functions) and fits(*arrays)
 
 
 def _elementwise(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> None:
@@ -113,6 +110,23 @@ def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
 def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
     """Add rho q - u to right; all (V, m)."""
     _elementwise("assemble_p", (right, q, u), rho)
+
+
+def assemble_W(
+    sums: tuple[Tensor, Tensor, Tensor, Tensor],
+    count: int,
+    W_old: Tensor,
+    target: Tensor | None,
+    prox: float,
+    ridge: float,
+    kappa: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the system (m, m) and the right side (n, m) of the exact W-update; ``sums`` are pp, zp, p_sum, z_sum."""
+    system, right = torch.empty_like(sums[0]), torch.empty_like(sums[1])
+    addresses = [x.data_ptr() for x in (*sums, W_old)] + [None if target is None else target.data_ptr()]
+    function = _functions["assemble_W", W_old.dtype]
+    function(*addresses, *W_old.shape, count, prox, ridge, kappa, system.data_ptr(), right.data_ptr())
+    return system, right
 
 
 def _sums(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> list[float]:
