@@ -29,9 +29,9 @@ class Grid:
     tensor([-1.,  0.,  8., 20.])
     """
 
+    name: str
     columnwise = False
     fixed = False
-    ends = False  # whether the user gives lo and hi
     lo = step = 0.0
 
     def __init__(self, bits: int) -> None:
@@ -82,7 +82,7 @@ class LinspaceGrid(Grid):
     """``2^bits`` points from ``lo`` to ``hi``, known to both ends; values outside are clamped."""
 
     name = "linspace"
-    fixed = ends = True
+    fixed = True
 
     def __init__(self, bits: int, lo: float, hi: float) -> None:
         super().__init__(bits)
@@ -123,13 +123,13 @@ def make_grid(name: str = "column", bits: int = 8, lo: float | None = None, hi: 
     if isinstance(bits, bool) or bits not in BITS:
         raise InputError("bits", bits, "one of " + ", ".join(map(str, BITS)))
     row = GRIDS[name]
-    if not row.ends:
+    if row is not LinspaceGrid:
         if lo is not None or hi is not None:
             raise InputError("lo, hi", (lo, hi), "left out with this grid", 'only grid="linspace" takes ends')
         return row(int(bits))
     if lo is None or hi is None:
         raise InputError("lo, hi", (lo, hi), 'given with grid="linspace"')
-    return row(int(bits), lo, hi)
+    return LinspaceGrid(int(bits), lo, hi)
 
 
 def check_rounding(rounding: str) -> None:
