@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from pdadmm.admm.acceleration import ACCELERATIONS
@@ -66,7 +65,7 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
     def _problem(
         self, settings, graph, y, transport: Transport, on_disk: bool = False
-    ) -> tuple[Problem, np.ndarray | None, float]:
+    ) -> tuple[Problem, torch.Tensor | None, float]:
         problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
         check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
         return problem, shift, seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Grid:
     name: str
     columnwise = False
     fixed = False
+    ends = False  # whether the user gives lo and hi
     lo = step = 0.0
 
     def __init__(self, bits: int) -> None:
@@ -82,7 +84,7 @@ class LinspaceGrid(Grid):
     """``2^bits`` points from ``lo`` to ``hi``, known to both ends; values outside are clamped."""
 
     name = "linspace"
-    fixed = True
+    fixed = ends = True
 
     def __init__(self, bits: int, lo: float, hi: float) -> None:
         super().__init__(bits)
@@ -122,14 +124,14 @@ def make_grid(name: str = "column", bits: int = 8, lo: float | None = None, hi: 
         raise InputError("grid", name, "one of " + ", ".join(GRIDS))
     if isinstance(bits, bool) or bits not in BITS:
         raise InputError("bits", bits, "one of " + ", ".join(map(str, BITS)))
-    row = GRIDS[name]
-    if row is not LinspaceGrid:
+    row: Any = GRIDS[name]  # takes bits, and lo and hi where it has ends
+    if not row.ends:
         if lo is not None or hi is not None:
             raise InputError("lo, hi", (lo, hi), "left out with this grid", 'only grid="linspace" takes ends')
         return row(int(bits))
     if lo is None or hi is None:
         raise InputError("lo, hi", (lo, hi), 'given with grid="linspace"')
-    return LinspaceGrid(int(bits), lo, hi)
+    return row(int(bits), lo, hi)
 
 
 def check_rounding(rounding: str) -> None:
