@@ -47,7 +47,7 @@ def full_network(
     """
     settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid).checked()
     solver = ADMMSolver(problem, settings, transport or LocalTransport())
-    placement = None
+    placement: list[range] = []
     for number, depth in enumerate(settings.stages):
         placement = solver._enter_stage(depth, placement)
         network = solver._build(number, depth, placement)

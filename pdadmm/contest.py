@@ -97,6 +97,7 @@ class Contest:
             solver_class(solver)(**self.job(solver, layers, 0)["fixed"]).checked()
         for seed in (0, self.tune_seed):
             graph = load_with_split(self.dataset, self.data_dir, self.split, self.split_seed(seed) or 0)
+            assert graph.splits is not None  # load_with_split
             if not len(graph.splits["val"]) or not len(graph.splits["test"]):
                 raise InputError("split", self.split or "its own", "one with validation and test nodes")
 
@@ -241,6 +242,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     peak = peak_bytes() or summary["peak_rss_bytes"]
     rates = [stage.get("bytes_per_iteration") for stage in estimator.stages_]
     if job["solver"] in BACKPROP:  # what is told is of one rank, which sends nothing
+        assert graph.splits is not None  # load_with_split
         depths = [stage["layers"] for stage in estimator.stages_]
         rates = gradient_bytes(estimator.checked(), estimator.model_.widths, depths, len(graph.splits["train"]))
     names = ("test_accuracy", "val_accuracy", "train_accuracy", "seconds_training", "iterations", "threads")

@@ -7,9 +7,9 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from pdadmm.parameters import fraction, non_negative, one_of, optional, param, p
 from pdadmm.saver import Saver
 from pdadmm.trace import Trace
 
+if TYPE_CHECKING:
+    from pdadmm.gist.slices import SlicedGNN
+
 __all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
 
 PARTS = ("train", "val", "test")
@@ -39,9 +42,9 @@ CHECKPOINT_EVERY = 10  # iterations
 
 @dataclass
 class Outcome:
-    """What a solver returns on each rank: its best (W, b) by layer number, and what it recorded."""
+    """What a solver returns on each rank: its best (W, b) by layer, or slices of them, and what it recorded."""
 
-    weights: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    weights: dict[int, tuple[torch.Tensor, torch.Tensor]] | SlicedGNN
     history: History
     stages: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -62,7 +65,7 @@ def _real_matrix(X: Any) -> np.ndarray:
 def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
     """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
     if isinstance(graph, (Graph, AugmentedFolder)):
-        sizes = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
+        sizes: dict[str, Any] = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
         sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
         return sizes | {"fingerprint": graph.fingerprint()}
     X, labels, digest = by_rows(graph), np.asarray(y), hashlib.sha256()
@@ -89,6 +92,14 @@ class NodeClassifier:
 
     streams = False  # whether this solver trains from disk
 
+    # what a kind of network and a solver add, for settings and a problem of their own
+    _problem: ClassVar[Callable[..., Any]]
+    _adopt: ClassVar[Callable[..., None]]
+    _logits: ClassVar[Callable[..., torch.Tensor]]
+    _checked: ClassVar[Callable[..., Any]]
+    _train: ClassVar[Callable[..., Outcome]]
+    _storage: ClassVar[Callable[..., Any]]  # where it streams
+
     def fit(
         self,
         graph: Graph | Any,
@@ -101,7 +112,7 @@ class NodeClassifier:
         resume: bool = False,
         memory: int | str | None = None,
         scratch: str | os.PathLike | None = None,
-    ) -> NodeClassifier:
+    ) -> Self:
         """Train on a Graph with splits, on a folder that `pdadmm augment` made, or on arrays X (V, n_0) and y (V,).
 
         X may be a matrix read by rows, where ``memory`` is given.
@@ -136,11 +147,12 @@ class NodeClassifier:
         )
         saver = self._saver(checkpoint, checkpoint_every, resume, transport) if limit is None else None
         about: dict[str, Any] = {}
-        if limit is not None:  # every pass writes over the state of the checkpoint before the last
+        if limit is not None and scratch is not None:
+            # every pass writes over the state of the checkpoint before the last
             saver, about = Saver(scratch, 1, resume, transport, "scratch"), {"memory": limit.limit}
         if saver is not None:
             saver.open(settings, lambda: _described(graph, y) | about)
-        more = {} if limit is None else {"storage": self._storage(problem, settings, Path(scratch), limit)}
+        more = {} if limit is None else {"storage": self._storage(problem, settings, saver.folder, limit)}
         seconds_setup = time.perf_counter() - began - seconds_augmentation
         if trace is not None:
             transport.trace = trace
@@ -208,7 +220,7 @@ class NodeClassifier:
         names = sorted(field.name for field in parameters(type(self)))
         return {name: getattr(self, name) for name in names}
 
-    def set_params(self, **params: Any) -> NodeClassifier:
+    def set_params(self, **params: Any) -> Self:
         """Set hyper-parameters by name; return self. Raises InputError for a name that is not one."""
         known = self.get_params()
         for name, value in params.items():
@@ -271,7 +283,7 @@ class NodeClassifier:
             raise self._not_fitted()
         save_model(path, self.model_, self.augmenter_, self.classes_)
 
-    def load(self, path: str | os.PathLike) -> NodeClassifier:
+    def load(self, path: str | os.PathLike) -> Self:
         """Take a trained model from a file that ``save`` wrote; return self, ready to predict."""
         model, self.augmenter_, classes = load_model(path)
         if type(model).__name__ != self.network:
@@ -306,11 +318,12 @@ class GraphClassifier(NodeClassifier):
 
     def _problem(
         self, settings, graph, y, transport: Transport, on_disk: bool = False
-    ) -> tuple[Problem, np.ndarray | None, float]:
+    ) -> tuple[Problem, torch.Tensor | None, float]:
         """Return what the solver trains on, the shift taken off X, and the seconds of augmentation.
 
         With ``on_disk`` X stays in the folder of augmented features, where such was given.
         """
+        X: Any = None  # of rank 0 alone where it is augmented, but on disk
         if isinstance(graph, (Graph, AugmentedFolder)):
             if y is not None:
                 raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
@@ -327,7 +340,6 @@ class GraphClassifier(NodeClassifier):
         self.augmenter_ = None
         seconds = 0.0
         if isinstance(graph, (Graph, AugmentedFolder)):
-            X = None  # of rank 0 alone, but on disk
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
             began = time.perf_counter()
@@ -364,7 +376,7 @@ class GraphClassifier(NodeClassifier):
         names = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
         return Augmenter(**{name: getattr(settings, name) for name in names})
 
-    def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray]:
+    def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[Any, np.ndarray]:
         if y is None:
             raise InputError("y", None, "given where the first argument is no Graph")
         on_disk = is_read_by_rows(X)

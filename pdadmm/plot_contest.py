@@ -121,9 +121,9 @@ def _xy(points: Sequence[tuple[float, float, int]]) -> tuple[list[float], list[f
 
 def _limit(panel: Axes, columns: Sequence[Mapping[str, list[Run]]], key: str) -> None:
     """Show where the runs end up: the slow rise from chance may lie outside the picture."""
-    best = [max((v for v in run["history"].get(key, ()) if v is not None), default=None)
+    ends = [max((v for v in run["history"].get(key, ()) if v is not None), default=None)
             for rows in columns for runs in rows.values() for run in runs]  # fmt: skip
-    best = [value for value in best if value is not None]
+    best = [value for value in ends if value is not None]
     if best:
         low, high = min(best), max(best)
         margin = max(0.6 * (high - low), 0.06)

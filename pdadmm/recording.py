@@ -88,7 +88,7 @@ class Best:
     """The best iteration of a stage by validation accuracy, ties by validation loss; the last without both."""
 
     row: dict[str, Any] = field(default_factory=dict)
-    weights: list[Any] = field(default_factory=list)
+    weights: Any = field(default_factory=list)  # a copy that the solver goes back to
 
     def improved_by(self, row: dict[str, Any]) -> bool:
         """Whether an evaluated iteration is better than the best so far."""

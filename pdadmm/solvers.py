@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from pdadmm.errors import InputError
 
@@ -38,7 +39,7 @@ SOLVERS = {
 }
 
 
-def solver_class(name: str) -> type:
+def solver_class(name: str) -> type[Any]:
     """Return the estimator class of a row of SOLVERS; it is imported only now.
 
     >>> solver_class("pdadmm-g").__name__

@@ -326,7 +326,7 @@ def test_the_lagrangian_does_not_rise_on_a_fixed_grid(form, grid):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_p_stays_on_its_grid_where_q_and_u_are_extrapolated(form, grid, monkeypatch):
     quantizer = Quantizer(bits=8, coding="constrained", **grid).checked()
-    points, plain_iterate, seen = quantizer.grid(), Network.iterate, []
+    points, plain_iterate, seen = quantizer.p_grid(), Network.iterate, []
 
     def iterate(network):
         plain_iterate(network)

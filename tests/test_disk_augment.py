@@ -359,6 +359,8 @@ def test_the_commands_lead_from_a_data_set_to_a_trained_network(tmp_path, capsys
     assert main(train) == 0
     assert main([*train, "--split", "random:5"]) == 2
     assert "give --split to pdadmm augment" in capsys.readouterr().err
+    assert main(["tune", "--dataset", str(out)]) == 2
+    assert "must be a graph" in capsys.readouterr().err
     bad = (["--memory", "12"], ["--memory", "lots"], ["--rows", "none"], ["--hops", "-1"], ["--out", "no/such/d"])
     for more in bad:
         assert main(["augment", *words[:-2], "--out", str(tmp_path / "other"), *more]) == 2

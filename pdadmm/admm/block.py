@@ -44,8 +44,8 @@ class Seen(NamedTuple):
     """z_l, q_l, u_l as the next iteration takes them, extrapolated where that is asked for; layer L has z alone."""
 
     z: Tensor
-    q: Tensor | None = None
-    u: Tensor | None = None
+    q: Tensor | Any = None
+    u: Tensor | Any = None
 
 
 class Tally:
@@ -130,15 +130,14 @@ class BlockUpdates:
                 p_next = self._p_before(layer + 1, state, before[layer + 1], above.z, old)
             W, b = now[layer].W, now[layer].b
             r = torch.addmm(b, p, W.mT, out=self._array("r", len(X), len(b), X.dtype))
-            stepped = self._stepped(layer, now[layer])
-            a = self._like("a", r).copy_(r) if stepped else None
+            a = self._like("a", r).copy_(r) if self._stepped(layer, now[layer]) else None
             if layer + 1 < self.depth:
                 tally.measures[layer] += self._update(layer, state, r, old, p_next)
                 seen = self._add_terms(layer, state, r, p_next, betas[1][layer], tally)
                 p = p_next
             else:
                 seen = self._update_last(state, r, y, tally)
-            if stepped:  # not as r came to be: a run that goes on must find the same bits
+            if a is not None:  # not as r came to be: a run that goes on must find the same bits
                 torch.sub(seen.z, a, out=r)
             self._add_sums(layer, X, state, now[layer], seen, r, below, tally)
             below, old = seen, above
@@ -245,6 +244,7 @@ class BlockUpdates:
             nothing = X.new_empty(0)
             tally.add(0, Moments(nothing, moved.mT @ X, nothing, moved.sum(0), len(X)))
         elif now.inverse is None:
+            assert r is not None  # as the layer takes steps
             p = self._like("p ahead", state[f"p{layer}"]).copy_(state[f"p{layer}"])
             update_p_gradient_(p, r, now.W, below.q, below.u, self.penalties.nu, self.penalties.rho)
             tally.add(layer, Moments.of(p, r))

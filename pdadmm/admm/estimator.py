@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 
 from pdadmm.admm.acceleration import ACCELERATIONS
@@ -59,14 +58,14 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         """
         return cls(**{**cls.preset_parameters(name), **changes})
 
-    def _checked(self, transport: Transport) -> ADMMSettings:
+    def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
         check_grid(settings.grid, transport.size, settings.layers)
         return settings
 
     def _problem(
         self, settings, graph, y, transport: Transport, on_disk: bool = False
-    ) -> tuple[Problem, np.ndarray | None, float]:
+    ) -> tuple[Problem, torch.Tensor | None, float]:
         problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
         check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
         return problem, shift, seconds
@@ -74,7 +73,7 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     def _train(
         self,
         problem: Problem,
-        settings: ADMMSettings,
+        settings: PDADMMG,
         transport: Transport,
         watch: Callable[[dict[str, Any]], None],
         saver: Saver | None = None,
@@ -107,6 +106,7 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
 def largest_state(settings: ADMMSettings, problem: Problem) -> tuple[dict[str, int], list[int]]:
     """Return the state's columns in the stage with the most of them, and the widths of the deepest network."""
+    assert settings.stages is not None  # checked
     found = []
     for number, depth in enumerate(settings.stages):
         widths = [problem.inputs, *[settings.hidden] * (depth - 1), problem.classes]
@@ -129,10 +129,11 @@ class PDADMMGQ(PDADMMG, Quantizer):
 
     streams = False
 
-    def checked(self) -> ADMMSettings:
+    def checked(self) -> Self:
         """Return a copy with every value checked and the quantizer built."""
         if self.quantizer is not None:
             raise InputError("quantizer", "given", "left to PDADMMG", "PDADMMGQ takes bits, coding, delta, ..")
-        settings = PDADMMG.checked(self)
+        settings = super().checked()
         settings.quantizer = Quantizer.checked(self)
-        return check_tol(settings)
+        check_tol(settings)
+        return settings

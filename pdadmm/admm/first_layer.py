@@ -45,25 +45,14 @@ def own_rows(X: Tensor, nodes: int, shard: Shard) -> Tensor:
     return X[: nodes if shard.alone else len(shard.rows)]
 
 
-class GramFirst:
-    """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
+class FirstForm:
+    """What the forms have in common: W_1 and b_1 as they are, and a = p_1 W_1^T + b_1."""
 
-    kappa_1 is ``kappa_first`` times the mean squared length of a row of p. The inverse costs n_0^3 once.
-    """
+    name: str
+    kappa: float
 
-    name = "gram"
-
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
+    def __init__(self, X: Tensor, nodes: int, shard: Shard) -> None:
         self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
-        gram = shard.total(gram_matrix(self.p))
-        self.kappa = fixed_ridge(gram, nodes, kappa_first)
-        gram.diagonal().add_(self.kappa)
-        self.inverse = spd_inverse(gram)
-
-    @staticmethod
-    def cost(nodes: int, inputs: int, width: int) -> float:
-        """Floating-point operations per iteration."""
-        return 2.0 * width * inputs * (2 * nodes + inputs)
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1."""
@@ -73,14 +62,6 @@ class GramFirst:
     def start(self) -> Tensor:
         """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
         return self.a.clone()
-
-    def update(self, z: Tensor) -> Tensor:
-        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
-        self.b = self.shard.mean(z)
-        # p has mean zero, so z and its centred form have the same cross product
-        self.W = self.shard.total(z.mT @ self.p) @ self.inverse
-        self.a = torch.addmm(self.b, self.p, self.W.mT)
-        return self.a
 
     def forward(self) -> Tensor:
         """Return X W_1^T + b_1 for every row of X; the training rows are known from the update."""
@@ -103,7 +84,36 @@ class GramFirst:
         self.W, self.b, self.a = (state[name].clone() for name in ("W", "b", "a"))
 
 
-class KernelFirst:
+class GramFirst(FirstForm):
+    """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
+
+    kappa_1 is ``kappa_first`` times the mean squared length of a row of p. The inverse costs n_0^3 once.
+    """
+
+    name = "gram"
+
+    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
+        super().__init__(X, nodes, shard)
+        gram = shard.total(gram_matrix(self.p))
+        self.kappa = fixed_ridge(gram, nodes, kappa_first)
+        gram.diagonal().add_(self.kappa)
+        self.inverse = spd_inverse(gram)
+
+    @staticmethod
+    def cost(nodes: int, inputs: int, width: int) -> float:
+        """Floating-point operations per iteration."""
+        return 2.0 * width * inputs * (2 * nodes + inputs)
+
+    def update(self, z: Tensor) -> Tensor:
+        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
+        self.b = self.shard.mean(z)
+        # p has mean zero, so z and its centred form have the same cross product
+        self.W = self.shard.total(z.mT @ self.p) @ self.inverse
+        self.a = torch.addmm(self.b, self.p, self.W.mT)
+        return self.a
+
+
+class KernelFirst(FirstForm):
     """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
 
     a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean squared
@@ -114,7 +124,7 @@ class KernelFirst:
     name = "kernel"
 
     def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
-        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+        super().__init__(X, nodes, shard)
         p = shard.whole(self.p)  # every shard has all rows for a moment: they are fewer than the columns
         self.kernel = X[len(self.p) :] @ p.mT
         system = gram_matrix(p.mT)
@@ -130,12 +140,8 @@ class KernelFirst:
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1, explicit until the first update, and b_1."""
-        self.W, self.b, self.alpha = W, b, None
-        self.a = torch.addmm(b, self.p, W.mT)
-
-    def start(self) -> Tensor:
-        """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
-        return self.a.clone()
+        super().set_weights(W, b)
+        self.alpha = None
 
     def update(self, z: Tensor) -> Tensor:
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
@@ -155,7 +161,7 @@ class KernelFirst:
     def penalty(self) -> float:
         """Return this shard's share of kappa_1 |W_1|^2 = kappa_1 <alpha, p p^T alpha>; p p^T alpha = a - b."""
         if self.alpha is None:
-            return GramFirst.penalty(self)
+            return super().penalty()
         return self.kappa * float(((self.a - self.b).double() * self.alpha).sum())
 
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -178,13 +184,13 @@ class KernelFirst:
             self.b, self.alpha, self.a = state["b"], state["alpha"].clone(), state["a"].clone()
 
 
-class GradientFirst:
+class GradientFirst(FirstForm):
     """The paper's own W_1 step: one majorised gradient step an iteration, nothing factored."""
 
     name = "gradient"
 
     def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
-        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+        super().__init__(X, nodes, shard)
         (squared,) = shard.sums(float(self.p.double().square().sum()))
         self.kappa = kappa_first * squared / nodes  # as the prefactored forms
 
@@ -201,12 +207,10 @@ class GradientFirst:
         self.a = z - r
         return self.a
 
-    set_weights, start = GramFirst.set_weights, GramFirst.start
-    forward, penalty = GramFirst.forward, GramFirst.penalty
-    weights, snapshot, restore = GramFirst.weights, GramFirst.snapshot, GramFirst.restore
 
-
-FIRST_LAYERS = {row.name: row for row in (GramFirst, KernelFirst, GradientFirst)}
+FIRST_LAYERS: dict[str, type[GramFirst | KernelFirst | GradientFirst]] = {
+    row.name: row for row in (GramFirst, KernelFirst, GradientFirst)
+}
 
 
 def choose_first_layer(name: str, nodes: int, inputs: int) -> type[GramFirst | KernelFirst | GradientFirst]:

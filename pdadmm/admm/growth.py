@@ -61,9 +61,8 @@ def grow(
                 transport.send(array.contiguous(), receiver, "migration")
         elif transport.rank == receiver:
             shapes = (widths[layer + 1], widths[layer]), (widths[layer + 1],)
-            moved[layer] = tuple(
-                transport.receive(torch.empty(shape, dtype=dtype), sender, "migration") for shape in shapes
-            )
+            W, b = (transport.receive(torch.empty(shape, dtype=dtype), sender, "migration") for shape in shapes)
+            moved[layer] = W, b
     for layer in new[transport.rank]:
         if old_depth - 1 <= layer < new_depth - 1:
             moved[layer] = torch.eye(widths[layer], dtype=dtype), torch.zeros(widths[layer], dtype=dtype)

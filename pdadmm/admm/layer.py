@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,15 +78,16 @@ def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
     return [squared_norm(gap), float((u.double() * gap).sum()), squared_norm(q)]
 
 
-class Layer:
+class Layer(ABC):
     """What every layer has in common: z, r, the links to its neighbours, the z- and q-updates."""
+
+    y: Tensor
 
     def __init__(self, index: int, activation: PiecewiseLinear, penalties: Penalties) -> None:
         self.index, self.activation, self.penalties = index, activation, penalties
         self.below: Link | None = None  # None for layer 1
         self.above: Link | None = None  # None for layer L
-        self.loss: CrossEntropy | SquaredError | None = None  # set for layer L
-        self.y: Tensor | None = None
+        self.loss: CrossEntropy | SquaredError | None = None  # set for layer L, and y with it
 
     def attach_loss(self, loss: CrossEntropy | SquaredError, y: Tensor) -> None:
         """Make this the last layer; y (V,) are the classes of the training nodes."""
@@ -129,6 +132,32 @@ class Layer:
             terms.activation = self.activation.squared_distance(self.above.own_q, self.z)
             terms.link, terms.dual, terms.q_squared = link_sums(self.above.p, self.above.q, self.above.u)
         return terms
+
+    # What the first layer and the others do each in their own way
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """Begin a stage; return a."""
+
+    @abstractmethod
+    def snapshot(self) -> State:
+        """Return copies of the weights."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint's state."""
+
+    @abstractmethod
+    def update_W_b(self) -> None:
+        """W_l, then b_l; until z is updated, r holds a."""
+
+    @abstractmethod
+    def ridge(self) -> float:
+        """Return this shard's share of the ridges on W_l."""
+
+    @abstractmethod
+    def forward(self, h: Any) -> Tensor:
+        """Return a for the input ``h``, which layer 1 has itself."""
 
 
 class FirstLayer(Layer):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pdadmm.admm.layer import UPDATED, Layer, Terms
+from pdadmm.admm.layer import UPDATED, HiddenLayer, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.quantizer import Quantizer
@@ -41,7 +41,7 @@ class Network:
     ) -> None:
         self.layers, self.transport, self.shard = list(layers), transport, shard
         self.quantizer, self.seed, self.accelerate = quantizer, seed, accelerate
-        self.uppers = [layer for layer in self.layers if layer.index > 0]
+        self.uppers = [layer for layer in self.layers if isinstance(layer, HiddenLayer)]
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.active = bool(self.layers)
@@ -57,7 +57,7 @@ class Network:
         """Pass the training nodes' activations up and set every layer to a feasible point."""
         bottom, top = self.layers[0], self.layers[-1]
         if self.rank_below is not None:
-            h = self._receive(nodes, "init")
+            h = self._receive(nodes, self.rank_below, "init")
             bottom.below = self._link(h, bottom.index - 1, lower=False, upper=True)
         for layer, following in zip(self.layers, [*self.layers[1:], None]):
             a = layer.start()
@@ -75,10 +75,10 @@ class Network:
     def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
         return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate, self.shard)
 
-    def _receive(self, nodes: int, kind: str) -> Tensor:
-        bottom = self.layers[0]
+    def _receive(self, nodes: int, rank: int, kind: str) -> Tensor:
+        bottom = self.uppers[0]
         h = torch.empty(nodes, bottom.W.shape[1], dtype=bottom.W.dtype)
-        return self.transport.receive(h, self.rank_below, kind)
+        return self.transport.receive(h, rank, kind)
 
     def describe(self) -> str:
         """Say which layers this rank holds, and which nodes where it has not all, counted from 1."""
@@ -121,8 +121,8 @@ class Network:
 
     def _links(self) -> dict[Link, int]:
         """Return the links that this rank sees a side of, and the layer below each."""
-        below = {layer.below: layer.index - 1 for layer in self.uppers}
-        return below | {layer.above: layer.index for layer in self.lowers}
+        below = {layer.below: layer.index - 1 for layer in self.layers if layer.below is not None}
+        return below | {layer.above: layer.index for layer in self.layers if layer.above is not None}
 
     def message_bytes(self) -> int:
         """Return the bytes of p and q messages of one iteration over this rank's upper boundaries."""
@@ -142,12 +142,13 @@ class Network:
         """Pass the ``nodes`` labelled nodes up to layer L; its input on the rank that holds it, else None."""
         if not self.active:
             return None
-        h = self._receive(nodes, "evaluation") if self.rank_below is not None else None
+        h = self._receive(nodes, self.rank_below, "evaluation") if self.rank_below is not None else None
         for layer in self.layers:
             if layer.loss is None:
                 h = layer.activation(layer.forward(h))
         if self.rank_above is None:
             return h
+        assert h is not None  # as there is a layer below the last
         self.transport.send(h, self.rank_above, "evaluation")
         return None
 

@@ -67,22 +67,25 @@ class Quantizer:
         if result.delta == "paper" and result.bits < 5:
             raise InputError("bits", result.bits, "8 or 16 with the paper's grid of 22 points")
         if constrained:
-            if not GRIDS[result.delta].fixed or result.bits == 0:
+            if not GRIDS[values["delta"]].fixed or result.bits == 0:
                 allowed = "a fixed grid (paper, linspace) with 1 to 16 bits where p is constrained"
                 raise InputError("delta", result.delta, allowed)
             if result.rounding != "nearest" or result.error_feedback:
                 raise InputError("coding", "constrained", "used with nearest rounding and without error feedback")
-            result.grid()
+            result.p_grid()
         result.coder("p")
         result.coder("q")
         return result
 
-    def grid(self) -> Grid:
+    def p_grid(self) -> Grid:
         """Return the fixed grid Delta that p is constrained to."""
+        assert self.delta is not None  # checked
         return make_grid(self.delta, self.bits, self.delta_low, self.delta_high)
 
     def coder(self, kind: str) -> Coder | None:
         """Return a new coder for messages of ``kind`` "p" or "q"; None where the array itself is sent."""
+        assert self.delta is not None  # checked
+        assert self.q_bits is not None
         bits = self.bits if kind == "p" else self.q_bits
         if bits == 32:
             return None
@@ -98,6 +101,6 @@ class Quantizer:
         if not self.constrained:
             return h.clone()
         try:
-            return self.grid().project(h)
+            return self.p_grid().project(h)
         except NotFiniteError:  # shows in the objective, on all ranks at once
             return torch.full_like(h, torch.nan)

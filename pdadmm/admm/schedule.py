@@ -59,4 +59,4 @@ class StallRho:
         return min(1.0, 10.0 * rho)
 
 
-RHO_SCHEDULES = {"fixed": FixedRho, "stall": StallRho}
+RHO_SCHEDULES: dict[str, type[FixedRho | StallRho]] = {"fixed": FixedRho, "stall": StallRho}

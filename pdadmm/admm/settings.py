@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import ACTIVATIONS
@@ -96,7 +97,7 @@ class ADMMSettings:
     seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
 
-    def checked(self) -> ADMMSettings:
+    def checked(self) -> Self:
         """Return a copy with every value checked and every default that depends on others filled in."""
         values = validate(self)
         if values["rho"] is None:
@@ -108,18 +109,19 @@ class ADMMSettings:
             values["stages"] = default_stages(layers)
         else:
             check_stages(stages, layers)
-        return check_tol(type(self)(**values))
+        settings = type(self)(**values)
+        check_tol(settings)
+        return settings
 
     def solves_exactly(self, width: int, nodes: int) -> bool:
         """Whether p and W of a layer this wide are solved exactly: Cholesky work grows as n^3, products as V n^2."""
         return self.form == "exact" or (self.form == "auto" and width <= 8 * nodes)
 
 
-def check_tol(settings: ADMMSettings) -> ADMMSettings:
-    """Return the settings; InputError where ``tol`` would end every stage at once."""
+def check_tol(settings: ADMMSettings) -> None:
+    """Raise InputError where ``tol`` would end every stage at once."""
     if settings.tol and settings.quantizer is not None and settings.quantizer.bits == 0:
         raise InputError("tol", settings.tol, "0 with 0 bits, where p and q as sent never differ")
-    return settings
 
 
 def default_stages(layers: int) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ __all__ = ["ADMMSolver"]
 
 MOST_BACKOFFS = 10  # in a stage: rho may rise that many times tenfold
 
+AnyNetwork = Network | StreamedNetwork
 log = logging.getLogger("pdadmm")
 
 
@@ -86,28 +87,31 @@ class ADMMSolver:
         self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
         s = settings
+        assert s.rho is not None  # checked
+        assert s.stages is not None
+        self.depths = s.stages
         self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
-        self.history, self.stages, self.clock = History(), [], Clock()
+        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock()
         self.weights: Weights = {}
         self.first, self.saver, self.storage = first, saver, storage
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
         saved = None if self.saver is None else self.saver.saved
-        self.placement = None
-        for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.settings.stages)):
+        self.placement: list[range] = []  # no stage has begun
+        for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.depths)):
             self.clock.start()
             # nobody else holds the network: its arrays are given back before the next stage
             self._run_stage(*self._begin_stage(number, saved))
             saved = None
         return self
 
-    def _begin_stage(self, number: int, saved: Checkpoint | None) -> tuple[Stage, Network]:
+    def _begin_stage(self, number: int, saved: Checkpoint | None) -> tuple[Stage, AnyNetwork]:
         """Build the network of a stage, from a checkpoint where one is given."""
-        if self.placement is None:
+        if not self.placement:
             self.transport.trace.mark("first layer's factor")
-        depth = self.settings.stages[number]
+        depth = self.depths[number]
         if saved is not None:
             return self._go_on(saved, depth)
         self.placement = self._enter_stage(depth, self.placement)
@@ -116,7 +120,7 @@ class ADMMSolver:
         self.clock.stop()
         return Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot())), network
 
-    def _run_stage(self, stage: Stage, network: Network) -> None:
+    def _run_stage(self, stage: Stage, network: AnyNetwork) -> None:
         """Iterate one stage to its end and leave its best weights in ``first`` and ``weights``."""
         while not stage.ended:
             try:
@@ -134,7 +138,7 @@ class ADMMSolver:
         message_bytes = sum(self.transport.allgather(network.message_bytes()))
         self.stages.append(stage_summary(stage.depth, stage.iterations, message_bytes, stage.start, stage.best.row))
 
-    def _step(self, stage: Stage, network: Network) -> None:
+    def _step(self, stage: Stage, network: AnyNetwork) -> None:
         """Do one iteration, with all that is measured of it; ``stage.ended`` where it is the last."""
         if self.saver is not None:
             self.saver.beat(len(self.history) + 1, network.describe())
@@ -162,11 +166,11 @@ class ADMMSolver:
 
     # Checkpoints
 
-    def _save(self, stage: Stage, network: Network) -> None:
+    def _save(self, stage: Stage, network: AnyNetwork) -> None:
         """Let the saver write a checkpoint of what the next iteration starts from, if it is time."""
         if self.saver is None:
             return
-        last = stage.ended and stage.number + 1 == len(self.settings.stages)
+        last = stage.ended and stage.number + 1 == len(self.depths)
 
         def layers() -> dict[int, State]:
             best = [prefixed("best", weights) for weights in stage.best.weights]
@@ -185,10 +189,10 @@ class ADMMSolver:
             allowed = "a folder with room for checkpoints"
             raise InputError("scratch", str(self.storage.folder), allowed, "resume goes on from the last one")
 
-    def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, Network]:
+    def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, AnyNetwork]:
         """Build the stage of a checkpoint and bring it to where that was written, on any grid of ranks."""
         state = saved.progress
-        self._start_first_layer(self.widths(self.settings.stages[0]))
+        self._start_first_layer(self.widths(self.depths[0]))
         self.placement = self._place(depth)
 
         def read(layer: int) -> State:
@@ -210,13 +214,13 @@ class ADMMSolver:
 
     # Start and growth
 
-    def _enter_stage(self, depth: int, old: list[range] | None) -> list[range]:
+    def _enter_stage(self, depth: int, old: list[range]) -> list[range]:
         """Place the layers of a stage on the ranks and give each rank its start weights."""
         widths, s = self.widths(depth), self.settings
-        if old is None:
+        if not old:
             self._start_first_layer(widths)
         new = self._place(depth)
-        if old is not None:
+        if old:
             self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.column)
             return new
         for layer in new[self.column.rank]:
@@ -246,7 +250,7 @@ class ADMMSolver:
             weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
             self.first.set_weights(*weights)
 
-    def _build(self, number: int, depth: int, placement: list[range]) -> Network | StreamedNetwork:
+    def _build(self, number: int, depth: int, placement: list[range]) -> AnyNetwork:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.column.rank]]
         s, nodes = self.settings, self.problem.nodes
         accelerate = ACCELERATIONS[s.acceleration](number)
@@ -261,13 +265,13 @@ class ADMMSolver:
             W, b = self.weights[index]
             exact = self.settings.solves_exactly(max(W.shape), self.nodes)
             quantizer = self.settings.quantizer
-            grid = quantizer.grid() if quantizer is not None and quantizer.constrained else None
+            grid = quantizer.p_grid() if quantizer is not None and quantizer.constrained else None
             layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard)
         if last:
             layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
         return layer
 
-    def _keep(self, network: Network, snapshot: list[Any]) -> None:
+    def _keep(self, network: AnyNetwork, snapshot: list[Any]) -> None:
         """Go back to a snapshot, and find the shift that growth needs behind this activation."""
         self._go_back(network, snapshot)
         self.shift = None
@@ -278,16 +282,16 @@ class ADMMSolver:
             parts = [part for part in self.transport.allgather(own) if part is not None]
             self.shift = functools.reduce(torch.maximum, parts)
 
-    def _go_back(self, network: Network, snapshot: list[State]) -> None:
+    def _go_back(self, network: AnyNetwork, snapshot: list[State]) -> None:
         for layer, state in zip(network.layers, snapshot):
-            if layer.index == 0:
-                self.first.restore(state)
-            else:
+            if isinstance(layer, HiddenLayer):
                 layer.W, layer.b = self.weights[layer.index] = state["W"].clone(), state["b"].clone()
+            else:
+                self.first.restore(state)
 
     # Measuring: none of it counts as training, unless the schedule of rho asks for the objective
 
-    def _measure(self, network: Network) -> dict[str, Any]:
+    def _measure(self, network: AnyNetwork) -> dict[str, Any]:
         """Return objective, residuals, seconds and bytes after an iteration, the same on every rank."""
         counted = self.schedule.needs_objective
         if counted:
@@ -306,7 +310,7 @@ class ADMMSolver:
             self.clock.stop()
         return row | {"seconds": max(part[1] for part in parts), "bytes": sum(part[2] for part in parts)}
 
-    def _divergence(self, terms: list[Terms], network: Network) -> str:
+    def _divergence(self, terms: list[Terms], network: AnyNetwork) -> str:
         """Say where the numbers stopped being finite: the earliest update of this iteration; collective."""
         found = min((place for part in self.transport.allgather(network.not_finite()) for place in part), default=None)
         if found is not None:
@@ -320,7 +324,7 @@ class ADMMSolver:
             f"nu = {self.penalties.nu:g}, rho = {self.penalties.rho:g}; raise rho, lower nu, or use dtype float64"
         )
 
-    def _back_off(self, stage: Stage, network: Network, error: DivergenceError) -> Network:
+    def _back_off(self, stage: Stage, network: AnyNetwork, error: DivergenceError) -> AnyNetwork:
         """Build the stage anew from its best weights so far, with ten times rho; or raise the error."""
         if self.settings.on_divergence != "backoff" or stage.backoffs == MOST_BACKOFFS:
             raise error
@@ -334,14 +338,14 @@ class ADMMSolver:
             log.warning("%s: going on from the best weights so far with rho = %g", error, self.penalties.rho)
         return network
 
-    def _evaluate(self, network: Network) -> dict[str, float]:
+    def _evaluate(self, network: AnyNetwork) -> dict[str, float]:
         """Return the accuracies of the composed network, a true forward pass, on every rank."""
         self.transport.trace.mark("evaluate")
         own = network.tally(self.problem)
         tallies = self.transport.allgather(own, "evaluation")
         return scores([own for own in tallies if own is not None], self.counts)
 
-    def _judge(self, network: Network, row: dict[str, Any], best: Best) -> None:
+    def _judge(self, network: AnyNetwork, row: dict[str, Any], best: Best) -> None:
         """Add the accuracies to ``row`` and keep the weights where they are the best so far."""
         row |= self._evaluate(network)
         if best.improved_by(row):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -196,10 +197,7 @@ class StreamedNetwork:
 
     def lowest_input(self, nodes: int) -> Tensor:
         """Return the lowest value of each column of layer L's input, over the labelled nodes."""
-        lowest = None
-        for _, h in self._top_inputs(nodes):
-            lowest = h.amin(0) if lowest is None else torch.minimum(lowest, h.amin(0))
-        return lowest
+        return functools.reduce(torch.minimum, (h.amin(0) for _, h in self._top_inputs(nodes)))
 
     def snapshot(self) -> list[State]:
         """Return copies of the weights, a layer each."""

@@ -196,7 +196,7 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 def _number(name: str, value: object, most: float, allowed: str) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= most or math.isinf(value):
+    if not isinstance(value, Real) or isinstance(value, bool) or value < 0 or not value <= most or math.isinf(value):
         raise InputError(name, value, allowed)
 
 

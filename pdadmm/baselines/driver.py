@@ -50,7 +50,7 @@ class Driver:
     ) -> None:
         self.settings, self.transport, self.eval_every, self.watch = settings, transport, eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
-        self.history, self.stages, self.clock = History(), [], Clock()
+        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock()
         self.saver = saver
 
     def _pass(self, iteration: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -32,7 +32,7 @@ class Backprop(GraphClassifier, BackpropSettings):
         """Return the optimiser of these weights, or groups of weights; the settings are checked ones."""
         raise NotImplementedError
 
-    def _checked(self, transport: Transport) -> Backprop:
+    def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
         # torch imports its compiler, for seconds, when it makes its first optimiser: that is no training
         settings.optimizer([torch.zeros(1)])

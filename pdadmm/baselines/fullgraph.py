@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class FirstLayer:
 
     def __init__(self, x: Tensor | sp.csr_array, nodes: np.ndarray, settings: GNNSettings) -> None:
         self.x, self.nodes, self.settings = x, nodes, settings
-        if sp.issparse(x):
+        if not isinstance(x, Tensor):
             self.rows = np.repeat(nodes, np.diff(x.indptr))
             numbered = sp.csr_array((np.arange(x.nnz), x.indices, x.indptr), shape=x.shape)
             self.back = sp.csr_array(numbered.T)  # its values: where an entry of x^T stands in x
@@ -47,7 +47,7 @@ class FirstLayer:
         """Return z_0 (own, n_1), with the dropout of ``epoch`` where one is given."""
         share, width = (0.0 if epoch is None else self.settings.dropout), self.x.shape[1]
         key = self.settings.seed, epoch or 0, 0
-        if not sp.issparse(self.x):
+        if isinstance(self.x, Tensor):
             if not share:
                 return F.linear(self.x, W, b)
             x, factor = dropped(self.x, key, self.nodes, share)
@@ -55,19 +55,19 @@ class FirstLayer:
         data = self.x.data
         if share:
             data = (data * entry_mask(key, self.rows, self.x.indices, width, share)).astype(data.dtype)
-        x = Aggregation(sp.csr_array((data, self.x.indices, self.x.indptr), shape=self.x.shape))
-        x.transposed = sp.csr_array(
+        S = Aggregation(sp.csr_array((data, self.x.indices, self.x.indptr), shape=self.x.shape))
+        S.transposed = sp.csr_array(
             (data[self.back.data], self.back.indices, self.back.indptr), shape=self.back.shape
         )
-        return x(W.T) + b
+        return S(W.T) + b
 
 
 def deal_rows(x: np.ndarray | sp.csr_array | None, nodes: list[np.ndarray], transport: Transport, dtype: torch.dtype):
     """Send each rank its ``nodes``' rows of x, which rank 0 alone has (message kind "migration"); collective."""
-    parts: list[tuple[Tensor, ...]] = []
-    if transport.rank == 0:
-        for own in nodes:
-            rows = x[own]
+    parts: list[Sequence[Tensor]] = []
+    if x is not None:
+        for numbers in nodes:
+            rows = x[numbers]
             arrays = (rows.data, rows.indices, rows.indptr) if sp.issparse(x) else (rows,)
             parts.append(tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
     told = [[(tuple(array.shape), array.dtype) for array in part] for part in parts]
@@ -181,6 +181,7 @@ class FullGraphSolver(Driver):
 def first_input(problem: GraphProblem, architecture: str) -> np.ndarray | sp.csr_array:
     """Return S X, or [X, S X], (V, copies n_0): as csr where it is sparse."""
     X = problem.X
+    assert X is not None  # on rank 0
     if np.count_nonzero(X) < SPARSE_BELOW * X.size:
         X = sp.csr_array(X)
         mixed = sp.csr_array(problem.S @ X)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -68,7 +68,7 @@ class GNNSettings:
         """The depths that the network has while it trains: its full one from the start."""
         return (self.layers,)
 
-    def checked(self) -> GNNSettings:
+    def checked(self) -> Self:
         """Return a copy with every value checked."""
         return type(self)(**validate(self))
 
@@ -89,7 +89,7 @@ class GNNClassifier(NodeClassifier, GNNSettings):
         """Whether a checkpoint is of use to as many ranks alone."""
         return False
 
-    def _checked(self, transport: Transport) -> GNNClassifier:
+    def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
         # torch imports its compiler, for seconds, when it makes its first optimiser: that is no training
         settings.optimizer([torch.zeros(1)])
@@ -129,7 +129,7 @@ class GNNClassifier(NodeClassifier, GNNSettings):
     def _adopt(self, outcome, settings, shift: None, transport: Transport) -> None:
         """Take the best weights, which every rank holds, as ``model_``."""
         weights = [outcome.weights[layer] for layer in range(settings.layers)]
-        self.model_ = GNN.from_weights(settings.architecture, weights, settings.activation)
+        self.model_: GNN = GNN.from_weights(settings.architecture, weights, settings.activation)
         self.augmenter_ = transport.bcast(self.augmenter_, kind="migration")
 
     def _logits(self, graph: Graph) -> torch.Tensor:

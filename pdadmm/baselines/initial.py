@@ -59,12 +59,12 @@ def start_weights(
     [torch.Size([3, 4]), torch.Size([2, 3])]
     """
     gain = math.sqrt(2.0 / (1.0 + negative_slope**2))
-    last = len(widths) - 2
+    last, hidden = len(widths) - 2, INITIAL[scheme]
     weights = []
     for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         shape, draw = (outputs, inputs), generator(seed, WEIGHTS, layer)
-        if INITIAL[scheme] is not None:
-            W = INITIAL[scheme](shape, gain, draw)
+        if hidden is not None:
+            W = hidden(shape, gain, draw)
         elif layer == last:
             W = like_linear(shape, draw)
         elif layer == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import LOSSES
@@ -55,7 +56,7 @@ class BackpropSettings:
     seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights, the batches and the dropout")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of weights and features")
 
-    def checked(self) -> BackpropSettings:
+    def checked(self) -> Self:
         """Return a copy with every value checked and every default that depends on others filled in."""
         values = validate(self)
         if values["stages"] is None:

@@ -26,6 +26,7 @@ from pdadmm.cli.common import (
 from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
+from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.errors import InputError
 from pdadmm.files import resident_bytes
 from pdadmm.history import History
@@ -70,8 +71,8 @@ def run(arguments: list[str]) -> int:
     foreseen = transport.rank == 0 and not streamed
     summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if foreseen else None
     if given.run and transport.rank == 0:
-        in_memory = isinstance(graph, Graph) and not streamed
-        summary["confusion"] = confusion_matrix(estimator, graph) if in_memory else None
+        told = confusion_matrix(estimator, graph) if isinstance(graph, Graph) and not streamed else None
+        summary["confusion"] = told
     together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
@@ -79,7 +80,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.ArgumentParser:
+def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argparse.ArgumentParser:
     """Return the parser of ``train``; a solver's own flags come from its hyper-parameters.
 
     ``preset`` holds the defaults that a preset changes; None for a solver without presets.
@@ -119,7 +120,7 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     return parser
 
 
-def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph:
+def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph | AugmentedFolder:
     """Read the graph and its split; check early that the results can be written."""
     if given.save and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes"):
         raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
@@ -136,7 +137,8 @@ def _expected_iterations(estimator: Any) -> int:
     return settings.iterations * len(settings.stages)
 
 
-def _summary(given: argparse.Namespace, graph: Graph, learned: dict[str, Any]) -> dict[str, Any]:
+def _summary(given: argparse.Namespace, graph: Graph | AugmentedFolder, learned: dict[str, Any]) -> dict[str, Any]:
+    assert graph.splits is not None  # read_graph
     return {
         "solver": given.solver,
         **({"preset": given.preset} if hasattr(given, "preset") else {}),

@@ -23,6 +23,7 @@ from pdadmm.cli.common import (
     start_logging,
 )
 from pdadmm.data import Graph
+from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parameters import whole
@@ -90,6 +91,9 @@ def _graph(given: argparse.Namespace, rank: int) -> Graph:
     if rank == 0:
         check_writable(given, "summary")
     graph = read_graph(given)
+    if isinstance(graph, AugmentedFolder):
+        raise InputError("dataset", given.dataset, "a graph", "tuning takes the test nodes out of it")
+    assert graph.splits is not None  # read_graph
     if not len(graph.splits["val"]):
         raise InputError("split", given.split or "its own", "one with validation nodes, as they choose")
     return graph

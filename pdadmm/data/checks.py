@@ -121,7 +121,7 @@ def check_features(features: object) -> np.ndarray | sp.csr_array:
     bad, first = 0, None
     for start in range(0, dense.shape[0], step):
         wrong = ~np.isfinite(dense[start : start + step])
-        count = np.count_nonzero(wrong)
+        count = int(np.count_nonzero(wrong))
         if count and first is None:
             row, column = (int(axis[0]) for axis in np.nonzero(wrong))
             first = (start + row, column)
@@ -161,7 +161,7 @@ def _check_feature_shape(shape: tuple[int, ...]) -> None:
 
 
 def _refuse_bad_features(count: int, first: tuple[int, int] | None) -> None:
-    if count:
+    if first is not None:
         value = f"{count} values that are NaN or infinite (first: node {first[0]}, column {first[1]})"
         raise InputError("features", value, "finite in float32", "replace or remove these values")
 

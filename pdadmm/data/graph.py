@@ -6,6 +6,7 @@ import copy
 import functools
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,7 +51,7 @@ class Graph:
     labels: np.ndarray
     splits: dict[str, np.ndarray] | None = None
     name: str = "graph"
-    num_classes: int | None = None
+    num_classes: int | Any = None  # a number once the graph is made
     own_split: str = ""
 
     def __post_init__(self) -> None:
@@ -79,10 +80,10 @@ class Graph:
         cls,
         edge_index: object,
         features: object,
-        labels: object,
+        labels: Any,
         splits: dict | None = None,
         name: str = "graph",
-        weights: object = None,
+        weights: Any = None,
         undirected: bool = True,
         num_nodes: int | None = None,
         num_classes: int | None = None,
@@ -181,8 +182,8 @@ class Graph:
                 parts[f"features.{key}"] = getattr(self.features, key)
         else:
             parts["features"] = self.features
-        for key in SPLIT_NAMES if self.splits is not None else ():
-            parts[key] = self.splits[key]
+        if self.splits is not None:
+            parts |= {key: self.splits[key] for key in SPLIT_NAMES}
         digest = blake2b(digest_size=16)
         for key, array in parts.items():
             little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

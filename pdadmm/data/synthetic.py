@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -88,13 +90,13 @@ def digits(k: int = 10) -> Graph:
     return graph.with_splits(splits, own_split="20 per class")
 
 
-def _check_whole(argument: str, value: object, low: int, high: int) -> None:
+def _check_whole(argument: str, value: Any, low: int, high: int) -> None:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not low <= value <= high:
         raise InputError(argument, value, f"a whole number from {low} to {high}")
 
 
-def _check_real(argument: str, value: object, low: float, high: float) -> None:
+def _check_real(argument: str, value: Any, low: float, high: float) -> None:
     real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not real or not low <= value <= high:
         raise InputError(argument, value, f"a number from {low:g} to {high:g}")

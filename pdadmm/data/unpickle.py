@@ -9,7 +9,7 @@ import io
 import math
 import pickle
 import re
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Inert:
 
     __slots__ = ()
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         raise ValueError("unexpected state")
 
 
@@ -34,6 +34,8 @@ class Dtype(Inert):
     """numpy.dtype: keeps a code such as f4 and a byte order; numbers only."""
 
     __slots__ = ("code", "order")
+    code: str
+    order: Literal["<", ">", "="]
 
     def __new__(cls, code: str, *flags: object) -> Dtype:
         self = object.__new__(cls)
@@ -73,7 +75,7 @@ class Array(Inert):
 class Scalar(Inert):
     """numpy's scalar: becomes a Python number at once."""
 
-    def __new__(cls, dtype: Dtype, raw: bytes | str) -> object:
+    def __new__(cls, dtype: Dtype, raw: bytes | str) -> Any:
         whole = Array()
         whole.__setstate__((1, (), dtype, False, raw))
         return whole.array().item()
@@ -93,7 +95,7 @@ class Csr(Inert):
 class Reconstruct(Inert):
     """numpy's _reconstruct and copyreg's _reconstructor: an empty array or matrix, filled by its state."""
 
-    def __new__(cls, kind: object, *rest: object) -> object:
+    def __new__(cls, kind: Any, *rest: object) -> Any:
         if kind not in (Array, Csr):
             raise ValueError("an object that is neither array nor matrix")
         return object.__new__(kind)
@@ -102,7 +104,7 @@ class Reconstruct(Inert):
 class Encode(Inert):
     """_codecs.encode, by which Python 3 writes bytes for Python 2: the text stays text until an array needs it."""
 
-    def __new__(cls, text: str = "", encoding: str = "latin1") -> object:
+    def __new__(cls, text: str = "", encoding: str = "latin1") -> Any:
         if not isinstance(text, str) or encoding != "latin1":
             raise ValueError("bytes in an unknown encoding")
         return text
@@ -111,14 +113,14 @@ class Encode(Inert):
 class Named(Inert):
     """object and list, which old pickles name and never make."""
 
-    def __new__(cls, *rest: object) -> object:
+    def __new__(cls, *rest: object) -> Any:
         raise ValueError("a plain object")
 
 
 class DefaultDict(Inert):
     """collections.defaultdict: a plain dict, to be filled."""
 
-    def __new__(cls, *rest: object) -> object:
+    def __new__(cls, *rest: object) -> Any:
         return {}
 
 
@@ -156,6 +158,7 @@ class InertUnpickler(pickle._Unpickler):
     Keys of dicts are text or whole numbers below 2^31: the hash of nested tuples can take for ever.
     """
 
+    stack: list[Any]
     dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, content: bytes) -> None:
@@ -172,15 +175,15 @@ class InertUnpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        super().load_setitem()  # type: ignore[misc]  # typeshed leaves out the opcodes' methods
 
     def load_setitems(self) -> None:
         check_keys(self.stack[::2])
-        super().load_setitems()
+        super().load_setitems()  # type: ignore[misc]
 
     def load_dict(self) -> None:
         check_keys(self.stack[::2])
-        super().load_dict()
+        super().load_dict()  # type: ignore[misc]
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems

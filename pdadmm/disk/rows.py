@@ -63,7 +63,7 @@ class FolderRows:
 
     def __init__(self, folder: AugmentedFolder, numbers: np.ndarray) -> None:
         self.features, self.numbers = folder.features, numbers
-        self.shape = (len(numbers), self.features.shape[1])
+        self.shape: tuple[int, ...] = (len(numbers), self.features.shape[1])
         for _ in checked_blocks(self.features, folder.header["files"]["features"]):
             pass
 

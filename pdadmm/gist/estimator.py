@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,12 +46,12 @@ class GIST(BatchClassifier):
         False, boolean, "leave the trained network in slices on the ranks, none of which ever holds all of it"
     )
 
-    def fit(self, graph: Graph, y: Any = None, comm: Any = None, **more: Any) -> GIST:
+    def fit(self, graph: Graph, y: Any = None, comm: Any = None, *args: Any, **more: Any) -> Self:
         """Train as every solver does; with ``ultra_wide`` the ranks of ``comm`` predict and score together later."""
         self._comm = comm
-        return super().fit(graph, y, comm, **more)
+        return super().fit(graph, y, comm, *args, **more)
 
-    def _checked(self, transport: Transport) -> GIST:
+    def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
         if settings.parts is None:
             settings.parts = min(transport.size, settings.hidden)
@@ -93,12 +93,13 @@ class GIST(BatchClassifier):
         self.augmenter_ = transport.bcast(self.augmenter_, kind="migration")
 
     def _logits(self, graph: Graph) -> Tensor:
-        if not isinstance(getattr(self, "model_", None), SlicedGNN):
+        model = getattr(self, "model_", None)
+        if not isinstance(model, SlicedGNN):
             return super()._logits(graph)
         self._check_graph("graph", graph)
         transport = make_transport(self._comm)
-        S = Aggregation(operator_of(graph, self.model_.architecture, self.augmenter_.dtype))
-        logits = self.model_.infer(S, Features(self.augmenter_.transform(graph)), transport)
+        S = Aggregation(operator_of(graph, model.architecture, self.augmenter_.dtype))
+        logits = model.infer(S, Features(self.augmenter_.transform(graph)), transport)
         transport.close()
         return logits
 

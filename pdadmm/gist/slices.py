@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,7 @@ def layer_of(matrix: Matrix, values: Tensor, bias: Tensor | None = None) -> tupl
     return W.reshape(W.shape[0], -1), bias
 
 
-def infer_in_slices(homes: Homes, weights: dict[int, Sequence[Tensor]], output: Tensor, S: Aggregation,
+def infer_in_slices(homes: Homes, weights: Mapping[int, Sequence[Tensor]], output: Tensor, S: Aggregation,
     features: Features, activation: str,
 ) -> Tensor:  # fmt: skip
     """Return the logits (V, C) of the whole graph on every rank, each home computing its own hidden dimensions.
@@ -84,7 +84,7 @@ def infer_in_slices(homes: Homes, weights: dict[int, Sequence[Tensor]], output: 
 
 
 def _hidden_layer(
-    homes: Homes, k: int, weights: dict[int, Sequence[Tensor]], S: Aggregation, h: dict[int, Tensor], nodes: int
+    homes: Homes, k: int, weights: Mapping[int, Sequence[Tensor]], S: Aggregation, h: dict[int, Tensor], nodes: int
 ) -> dict[int, Tensor]:
     """Return z (V, own rows) of matrix k for this rank's homes, from h (V, own columns) of theirs."""
     matrix, rank = homes.matrices[k], homes.transport.rank

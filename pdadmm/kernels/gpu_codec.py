@@ -109,7 +109,7 @@ def _averages(sweep: _Sweep, x, reference, centre: Tensor | None, keys: Tensor, 
     partial = torch.empty(blocks * columns, dtype=torch.float64, device=x.device)
     total = torch.empty(columns, dtype=torch.float64, device=x.device)
     stride = int(sweep.pairs == columns)
-    args = x, reference, centre, stride, keys, partial, rows, columns, sweep.pairs
+    args: tuple = x, reference, centre, stride, keys, partial, rows, columns, sweep.pairs
     sweep.launch("sums", run.divide_up(blocks * columns, run.THREADS), *args)
     columnwise = sweep.columns == columns
     args = partial, total, blocks, columns, float(rows if columnwise else 1)

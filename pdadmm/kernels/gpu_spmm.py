@@ -74,7 +74,7 @@ def spmm(plan: SpmmPlan, X: Tensor, out: Tensor, left: Tensor | None = None, rig
         run.launch("spmm", kernel, blocks, 32 * WARPS, args, X.device)
 
     name = f"spmm_rows_{source}_{target}_{INDEX[plan.pointers.dtype]}_{kind}"
-    args = plan.pointers, plan.columns, plan.values, left, right, X, out, plan.rows, w, plan.limit
+    args: tuple = plan.pointers, plan.columns, plan.values, left, right, X, out, plan.rows, w, plan.limit
     warps(name, plan.rows, *args)
     segments, count = len(plan.begins), len(plan.long_rows)
     if segments:
@@ -108,8 +108,8 @@ def _check_dense(plan: SpmmPlan, X: Tensor, out: Tensor, left: Tensor | None, ri
         raise run.InputError("out", out.dtype, "float32 with a float32 X")
     if X.device.type != run.DEVICE:
         raise run.InputError("X", X.device, f"on a {run.DEVICE} device")
-    for name, x, count in (("left", left, plan.rows), ("right", right, len(X))):
-        if x is None:
+    for name, d, count in (("left", left, plan.rows), ("right", right, len(X))):
+        if d is None:
             continue
-        if x.dtype != torch.float32 or x.shape != (count,) or x.device != X.device or not x.is_contiguous():
-            raise run.InputError(name, f"{x.dtype} of shape {tuple(x.shape)}", f"contiguous float32 ({count},)")
+        if d.dtype != torch.float32 or d.shape != (count,) or d.device != X.device or not d.is_contiguous():
+            raise run.InputError(name, f"{d.dtype} of shape {tuple(d.shape)}", f"contiguous float32 ({count},)")

@@ -8,6 +8,7 @@ may be called. The torch forms in pdadmm.admm are the reference, and what runs w
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ _SIGNATURES = {
 }
 
 
-def _load() -> dict[tuple[str, torch.dtype], ctypes._CFuncPtr]:
+def _load() -> dict[tuple[str, torch.dtype], Callable[..., int]]:
     library = load_library("_updates", "pdadmm_updates_interface", INTERFACE)
     functions = {}
     for name, signature in _SIGNATURES.items():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GAMLP", "load_model", "save_model"]
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = ({torch.float32}, {torch.float64})
 
 
 class GAMLP(torch.nn.Module):
@@ -37,6 +37,8 @@ class GAMLP(torch.nn.Module):
     """
 
     FORMAT = "pdadmm-gamlp-2"
+
+    layers: Any  # a ModuleList does not say of what: torch.nn.Linear
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -74,7 +76,7 @@ class GAMLP(torch.nn.Module):
         return cls(described["widths"], described["activation"], dtype)
 
 
-def _network(described: dict) -> type:
+def _network(described: dict) -> type[GAMLP | GNN]:
     """Return the class behind a file's format; ValueError for another file."""
     from pdadmm.models.gnn import GNN
 
@@ -84,7 +86,9 @@ def _network(described: dict) -> type:
     raise ValueError("its description is of no network of this library")
 
 
-def save_model(path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter | None, classes: Sequence) -> None:
+def save_model(
+    path: str | os.PathLike, model: GAMLP | GNN, augmenter: Augmenter | None, classes: Sequence | np.ndarray
+) -> None:
     """Write model, augmentation and class names to one safetensors file.
 
     Tensors are the state_dict's names, "augment.shift" and "augment.scale"; the rest is JSON metadata, with a digest
@@ -141,15 +145,15 @@ def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | 
     if not isinstance(widths, list) or len(widths) < 2 or not all(type(n) is int and n > 0 for n in widths):
         raise ValueError(f"widths {widths}")
     weights = {name: value for name, value in tensors.items() if name.startswith("layers.")}
-    dtype = next(iter(weights.values())).dtype if weights else None
-    if dtype not in DTYPES or any(value.dtype != dtype for value in weights.values()):
+    dtypes = {value.dtype for value in weights.values()}
+    if dtypes not in DTYPES:
         raise ValueError("its weights are not all float32 or all float64")
     if not isinstance(classes, list) or any(isinstance(name, (dict, list)) for name in classes):
         raise ValueError("its classes are not a list of names")
     if config.get("digest") != model_digest(config, tensors):
         raise ValueError("its digest is not that of its contents: the file is damaged")
     with torch.device("meta"):  # shapes without memory, whatever widths say
-        model = network.from_description(config, dtype)
+        model = network.from_description(config, *dtypes)
     model.load_state_dict(weights, assign=True)
     augmenter = None
     if config["augment"] is not None:

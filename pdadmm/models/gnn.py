@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -194,6 +194,8 @@ class GNN(torch.nn.Module):
     """
 
     FORMAT = "pdadmm-gnn-2"
+
+    layers: Any  # a ModuleList does not say of what: torch.nn.Linear
 
     def __init__(
         self, architecture: str, widths: Sequence[int], activation: str = "relu", dtype: torch.dtype = torch.float32

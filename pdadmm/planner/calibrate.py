@@ -307,7 +307,7 @@ def overhead(machine: Machine) -> float:
     parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
     problem = Problem(torch.randn(V, n), torch.arange(V) % 2, n, 2, parts)
     solver = ADMMSolver(problem, ADMMSettings(layers=L, hidden=n).checked(), LocalTransport())
-    network = solver._build(1, L, solver._enter_stage(L, None))
+    network = solver._build(1, L, solver._enter_stage(L, []))
     job = Job(V, V, (n, *[n] * (L - 1), 2))
 
     def modelled(overhead: float) -> float:

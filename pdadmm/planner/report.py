@@ -23,7 +23,9 @@ __all__ = ["predict_run", "sentence"]
 EXACT_HALOS = ("exact", "pipelined", "mix")
 
 
-def predict_run(settings: Any, graph: Graph, summary: dict[str, Any], base: int) -> dict[str, float | None] | None:
+def predict_run(
+    settings: Any, graph: Graph | Any, summary: dict[str, Any], base: int
+) -> dict[str, float | None] | None:
     """Return what a finished run was to need, from its settings alone; None for a solver without a model.
 
     ``settings`` are checked ones, ``base`` is the memory before the run. Seconds are None without a calibration of this

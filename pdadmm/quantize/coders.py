@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +27,11 @@ def digest(x: Tensor) -> bytes:
     """
     array = x.cpu().numpy()
     state = blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=8)
-    state.update(array.reshape(-1).view("u1"))
+    state.update(array.reshape(-1).view("u1").data)
     return state.digest()
 
 
-class Coder:
+class Coder(ABC):
     """One end of a channel. Both ends ``start`` from equal arrays; then one encodes what the other decodes.
 
     ``value`` is the array as the receiver has it, equal bit for bit at both ends (the sender decodes what it packed);
@@ -43,9 +45,12 @@ class Coder:
     (True, True, 39)
     """
 
+    name: str
+    _value: Tensor | Any = None  # before start
+    _buffer: Tensor | Any = None
+
     def __init__(self, codec: Codec | None = None) -> None:
         self.codec = codec
-        self._value = self._buffer = None
 
     def start(self, initial: Tensor) -> None:
         """Take a copy of ``initial`` (any shape, float32 or float64) as the value that both ends hold."""
@@ -96,6 +101,14 @@ class Coder:
             sweep.check_output("buffer", buffer, self._buffer.shape, torch.uint8, value.device)
         self._decode(buffer)
         return value
+
+    @abstractmethod
+    def _encode(self, x: Tensor, key, first_row: int, buffer: Tensor) -> None:
+        """Fill ``buffer`` with the message, and bring the value up to date."""
+
+    @abstractmethod
+    def _decode(self, buffer: Tensor) -> None:
+        """Take a message in."""
 
     def digest(self) -> bytes:
         """An 8-byte hash of ``value``: both ends compare it now and then."""
@@ -197,7 +210,6 @@ class _ErrorFeedback(Coder):
     def __init__(self, inner: Coder) -> None:
         super().__init__(inner.codec)
         self.inner, self.name = inner, inner.name
-        self._error = None
 
     def start(self, initial: Tensor) -> None:
         self.inner.start(initial)

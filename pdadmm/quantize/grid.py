@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Grid:
     tensor([-1.,  0.,  8., 20.])
     """
 
+    name: str
     columnwise = False
     fixed = False
     ends = False  # whether the user gives lo and hi
@@ -122,7 +124,7 @@ def make_grid(name: str = "column", bits: int = 8, lo: float | None = None, hi: 
         raise InputError("grid", name, "one of " + ", ".join(GRIDS))
     if isinstance(bits, bool) or bits not in BITS:
         raise InputError("bits", bits, "one of " + ", ".join(map(str, BITS)))
-    row = GRIDS[name]
+    row: Any = GRIDS[name]  # takes bits, and lo and hi where it has ends
     if not row.ends:
         if lo is not None or hi is not None:
             raise InputError("lo, hi", (lo, hi), "left out with this grid", 'only grid="linspace" takes ends')

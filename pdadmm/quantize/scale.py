@@ -55,11 +55,11 @@ def fit(x: Tensor, reference: Tensor | None, columnwise: bool, levels: int) -> t
 
 def _range(x: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of every column."""
-    low = high = None
+    low, high = x.new_full(x.shape[1:], torch.inf), x.new_full(x.shape[1:], -torch.inf)
     for rows in row_chunks(*x.shape):
         part = difference(x[rows], None if reference is None else reference[rows])
         a, b = torch.aminmax(part, dim=0)
-        low, high = (a, b) if low is None else (torch.minimum(low, a), torch.maximum(high, b))
+        low, high = torch.minimum(low, a), torch.maximum(high, b)
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):  # both propagate NaN
         raise_not_finite(x, reference)
     return low, high
@@ -70,7 +70,7 @@ def raise_not_finite(x: Tensor, reference: Tensor | None, shape: torch.Size | No
     values = difference(x, reference)
     position = int((~torch.isfinite(values)).flatten().nonzero()[0])
     overflow = bool(torch.isfinite(x.flatten()[position]))
-    index = []
+    index: list[int] = []
     for size in reversed(shape or x.shape):
         position, at = divmod(position, size)
         index.insert(0, at)

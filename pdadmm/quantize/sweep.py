@@ -40,7 +40,7 @@ def plain(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
-def check_output(name: str, out: Tensor, shape, dtype: torch.dtype, device: torch.device) -> None:
+def check_output(name: str, out: Tensor, shape, dtype: torch.dtype, device: torch.device | None) -> None:
     """Refuse a buffer or output that is not a contiguous tensor of this shape, dtype and device."""
     if not isinstance(out, Tensor) or not _matches(out, tuple(shape), dtype, device):
         raise InputError(name, _describe(out), f"{dtype} of shape {tuple(shape)} on {device}")
@@ -48,7 +48,7 @@ def check_output(name: str, out: Tensor, shape, dtype: torch.dtype, device: torc
         raise InputError(name, "a strided view", "contiguous", f"pass {name}.contiguous()")
 
 
-def _matches(x: Tensor, shape, dtype: torch.dtype, device: torch.device) -> bool:
+def _matches(x: Tensor, shape, dtype: torch.dtype, device: torch.device | None) -> bool:
     return x.shape == shape and x.dtype == dtype and x.device == device
 
 

@@ -35,7 +35,7 @@ class ClusterSampler:
         self.per_batch = min(per_batch, len(self.members))
         self.steps = -(-len(self.members) // (self.per_batch * batches))
         self.place = np.full(graph.num_nodes, -1, np.int64)
-        self.whole = None  # the one batch of all clusters, which is the same each time
+        self.whole: Batch | None = None  # the one batch of all clusters, which is the same each time
 
     def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
         order = generator(self.seed, f"clusters {iteration}").permutation(len(self.members))

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pdadmm.baselines.gnn import GNNClassifier, GraphProblem
 from pdadmm.baselines.partition import partition
@@ -89,7 +89,7 @@ class SampledGNN(BatchClassifier):
     walk_length: int = param(4, whole(1), "walk: steps of a random walk")
     batches: int = param(1, whole(1), "cluster and walk: batches of a step, dealt over the ranks")
 
-    def checked(self) -> SampledGNN:
+    def checked(self) -> Self:
         settings = super().checked()
         if settings.fanouts is None:
             settings.fanouts = (FANOUT,) * settings.layers
@@ -117,7 +117,9 @@ class SampledGNN(BatchClassifier):
         if self.sampler == "cluster":
             return cluster_sampler(problem, self, transport, self.batches)
         train, began = problem.parts["train"], time.perf_counter()
+        sampler: Sampler
         if self.sampler == "neighbour":
+            assert self.fanouts is not None  # checked
             sampler = NeighbourSampler(problem.S, train, self.fanouts, self.batch_size, self.seed)
         else:
             length, roots = self.walk_length, self.batch_size

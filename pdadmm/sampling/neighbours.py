@@ -42,7 +42,7 @@ class NeighbourSampler:
         nodes = batch[own.start : own.stop]
         if not len(nodes):
             return []
-        targets, operators, sources = nodes, [], []
+        targets, operators, sources = nodes, list[Aggregation](), list[np.ndarray]()
         for layer in range(len(self.fanouts) - 1, -1, -1):
             key = self.seed, NEIGHBOURS, iteration, step, layer
             block, targets = self._block(targets, self.fanouts[layer], key)

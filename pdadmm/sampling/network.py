@@ -55,9 +55,9 @@ class Features:
 
     def rows(self, nodes: np.ndarray, dropout: Dropout | None = None) -> Tensor | Aggregation:
         """Return x (nodes, n_0), dense or as an Aggregation, with dropout where given."""
-        if self.sparse is None:
-            x = self.dense[torch.from_numpy(nodes)]
-            return x if dropout is None else dropout(x, 0, nodes)
+        if self.dense is not None:
+            rows = self.dense[torch.from_numpy(nodes)]
+            return rows if dropout is None else dropout(rows, 0, nodes)
         found, counts = entries_of(self.sparse, nodes)
         columns, data = self.sparse.indices[found], self.sparse.data[found]
         if dropout is not None:
