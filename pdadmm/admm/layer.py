@@ -70,6 +70,13 @@ def squared_norm(x: Tensor) -> float:
     return float(x.double().square().sum())
 
 
+def squared_distance(x: Tensor, y: Tensor) -> float:
+    """Return |x - y|^2, summed in float64."""
+    if fused.takes(x, y):
+        return fused.distance(x, y, negative_slope=1.0)
+    return float((x.double() - y).square().sum())
+
+
 def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
     """Return |p - q|^2, <u, p - q> and |q|^2, summed in float64; all (V, n)."""
     if fused.takes(p, q, u):
@@ -283,9 +290,9 @@ class HiddenLayer(Layer):
         """Return this shard's share of mu/2 |W|^2 + nu/2 kappa |W - I|^2: the first shard counts it."""
         if not self.shard.leads:
             return 0.0
-        value = 0.5 * self.penalties.mu * squared_norm(self.W)
+        value = 0.5 * self.penalties.mu * squared_norm(self.W) if self.penalties.mu else 0.0
         if self.target is not None:
-            value += 0.5 * self.penalties.nu * self.kappa * squared_norm(self.W - self.target)
+            value += 0.5 * self.penalties.nu * self.kappa * squared_distance(self.W, self.target)
         return value
 
     def forward(self, h: Tensor) -> Tensor:

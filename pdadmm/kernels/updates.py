@@ -133,18 +133,20 @@ def assemble_W(
 def _sums(name: str, arrays: tuple[Tensor, ...], *scalars: float) -> list[float]:
     """Return the sums of a function over flat arrays, in float64, from partial sums of fixed size."""
     function, count, size = _functions[name, arrays[0].dtype], arrays[0].numel(), arrays[0].element_size()
-    parts = torch.empty(-(-count // SUMMED_AT_ONCE), 3 if name == "link" else 1, dtype=torch.float64)
+    starts = range(0, max(1, count), SUMMED_AT_ONCE)
+    # no tensor for a few numbers: on small graphs these calls are most of what the objective takes
+    parts = [(ctypes.c_double * (3 if name == "link" else 1))() for _ in starts]
     calls = []
-    for part, start in zip(parts, range(0, count, SUMMED_AT_ONCE)):
+    for part, start in zip(parts, starts):
         addresses = [x.data_ptr() + start * size for x in arrays]
-        calls.append((*addresses, min(SUMMED_AT_ONCE, count - start), *scalars, part.data_ptr()))
+        calls.append((*addresses, min(SUMMED_AT_ONCE, count - start), *scalars, part))
     if len(calls) > 1 and torch.get_num_threads() > 1:
         for job in [pool(torch.get_num_threads()).submit(function, *call) for call in calls]:
             job.result()
     else:
         for call in calls:
             function(*call)
-    return parts.sum(0).tolist()
+    return [sum(column) for column in zip(*parts)]
 
 
 def square(x: Tensor) -> float:

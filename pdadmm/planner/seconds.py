@@ -78,7 +78,7 @@ def _momentum(sweep, lower: bool) -> float:
 def _exact(job: Job, V: int, m: int, n: int, machine: Machine) -> dict[str, float]:
     """The p-update through (nu W^T W + rho I)^-1, the W, b update through moments and a Cholesky solve."""
     s, product = job.itemsize, machine.seconds_product
-    small = 12 * machine.overhead + machine.seconds_sweep(12, s * m * m)
+    small = 8 * machine.overhead + machine.seconds_sweep(6, s * m * m)
     return {
         "prepare_p": product(m, n, m) + product(V, n, m) + machine.seconds_inverse(m) + small / 2,
         "update_p": machine.seconds_sweep(4, s * V * m) + product(V, m, m),
