@@ -260,6 +260,15 @@ def test_the_example_in_the_docs_is_what_is_printed(capsys, monkeypatch):
     assert capsys.readouterr().out.strip() == shown.strip()
 
 
+@pytest.mark.parametrize("more", [["--hidden", "8"], ["--hidden", "300", "--memory", "600MiB", "--nodes", "500000"]])
+def test_the_launch_line_is_one(capsys, tmp_path, more):
+    assert main([*SMALL, "--ranks", "1", "--layers", "2", "--machine-dir", str(ROOT / "examples"), *more]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Launch: "))
+    assert ("--memory 600MiB --scratch DIR" in line) == ("--memory" in more)
+    flags = line.partition(" train ")[2].replace("GRAPH", "csbm:60").replace("DIR", str(tmp_path / "state")).split()
+    assert main(["train", *flags, "--hidden", "8", "--iterations", "1", "--quiet"]) == 0
+
+
 def test_simulation_and_figure_are_asked_for(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "speedup.png"

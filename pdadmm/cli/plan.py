@@ -119,7 +119,7 @@ def _plan(values: dict[str, Any], machine: Any, given: argparse.Namespace) -> No
     """Print the forecasts, the recommendation, and what was asked for beside."""
     from pdadmm.planner.choose import choose, explain, table
     from pdadmm.planner.forecast import forecasts
-    from pdadmm.planner.request import gnn_job, graph_bytes, job_of, setting_of
+    from pdadmm.planner.request import gnn_job, graph_bytes, job_of, launch_line, setting_of
 
     job, gnn = job_of(values), gnn_job(values)
     setting = setting_of(values, machine, overlap=not given.no_overlap)
@@ -128,6 +128,8 @@ def _plan(values: dict[str, Any], machine: Any, given: argparse.Namespace) -> No
     print(explain(job, found, setting))
     print(graph_bytes(values))
     best = choose(found)
+    if best is not None:
+        print(launch_line(values, best))
     if given.simulate:
         from pdadmm.planner.choose import simulated
 

@@ -8,13 +8,13 @@ from typing import Any
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import default_stages
 from pdadmm.console import human_bytes
-from pdadmm.planner.forecast import Setting
+from pdadmm.planner.forecast import Forecast, Setting
 from pdadmm.planner.gnn import GNNJob, random_halo
 from pdadmm.planner.job import Job
 from pdadmm.planner.machine import Machine
 from pdadmm.planner.simulate import Conditions, Link
 
-__all__ = ["gnn_job", "graph_bytes", "job_of", "setting_of"]
+__all__ = ["gnn_job", "graph_bytes", "job_of", "launch_line", "setting_of"]
 
 ITEMSIZES = {"float32": 4, "float64": 8}
 
@@ -49,6 +49,22 @@ def setting_of(values: Mapping[str, Any], machine: Machine, overlap: bool) -> Se
     told = {name: values[name] for name in ("straggler", "jitter", "seed", "slow_link")}
     per_host = values["ranks_per_host"] or machine.cores
     return Setting(machine, values["ranks"], per_host, link, values["memory"], Conditions(overlap=overlap, **told))
+
+
+def launch_line(values: Mapping[str, Any], best: Forecast) -> str:
+    """Return the command that trains as ``best`` says."""
+    flags = ["--dataset GRAPH", *(f"--{name} {values[name]}" for name in ("layers", "hidden", "hops", "dtype"))]
+    if best.grid is None:
+        return " ".join(["Launch: pdadmm train", *flags, f"--memory {_size(values['memory'])} --scratch DIR"])
+    if values["bits"] != 32:
+        flags.append(f"--solver pdadmm-g-q --bits {values['bits']}")
+    return " ".join([f"Launch: mpirun -n {values['ranks']} python -m pdadmm train", *flags, f"--grid {best.grid}"])
+
+
+def _size(nbytes: int) -> str:
+    """Return a memory limit as ``pdadmm train`` takes it."""
+    units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, ""))
+    return next(f"{nbytes // unit}{name}" for unit, name in units if nbytes % unit == 0)
 
 
 def graph_bytes(values: Mapping[str, Any]) -> str:
