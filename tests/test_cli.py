@@ -59,15 +59,16 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run):
-    """Run a command line that must end with status 2 and one sentence with these words."""
+    """Run a command line that must end with status 2 and one sentence with these words, the first but for the log."""
 
     def go(*arguments, words=()) -> str:
         status, out, err = run(*arguments)
         assert status == 2, (out, err)
         assert out == ""
-        assert err.startswith("pdadmm: ")
-        assert err.count("\n") == 1
         assert err.endswith("\n")
+        *log, err = err.splitlines()
+        assert err.startswith("pdadmm: ")
+        assert not any(line.startswith(("pdadmm: ", "Traceback")) for line in log)
         assert "must be" in err
         for word in words:
             assert word in err, err
@@ -123,6 +124,20 @@ def test_train_on_digits(run, tmp_path):
     assert lines[-1].startswith("predicted / measured, an iteration: ")
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
     assert "4 layers, iteration 12" in err
+
+
+def test_it_says_what_graph_it_read(run, tmp_path):
+    told = run(*TINY)[2].splitlines()
+    assert told[0] == "csbm:120: 120 nodes, 383 edges, 100 features, 10 classes, 120 labelled nodes"
+    assert sum("labelled nodes" in line for line in told) == 1
+    path = npz(tmp_path / "gap.npz", y=np.arange(40) % 2 * 3)
+    args = ("train", "--dataset", path, *FAST, "--split", "random:2")
+    told = run(*args)[2].splitlines()
+    assert told[0].startswith("gap: 40 nodes, ")
+    assert told[0].endswith(" 3 features, 4 classes, 40 labelled nodes")
+    warning = "no node has the class 1 (2 such classes), though classes go up to 3: they are counted from 0"
+    assert told[1] == warning
+    assert run(*args, "--quiet")[2] == warning + "\n"
 
 
 def test_quiet_is_quiet(run):

@@ -22,6 +22,7 @@ from pdadmm.cli.common import (
     read_graph,
     solver_name,
     start_logging,
+    tell_graph,
 )
 from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> int:
     config.tell_versions()
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport, estimator))
+    tell_graph(graph)
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
     base = resident_bytes()

@@ -21,6 +21,7 @@ from pdadmm.cli.common import (
     read_graph,
     solver_name,
     start_logging,
+    tell_graph,
 )
 from pdadmm.data import Graph
 from pdadmm.errors import DivergenceError, InputError
@@ -50,6 +51,7 @@ def run(arguments: list[str]) -> int:
     start_logging(given)
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport.rank))
+    tell_graph(graph)
     trials = tune(name, graph, budget, fixed, seed, _tell)
     best = best_trial(trials)
     if transport.rank == 0:
