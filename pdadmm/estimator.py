@@ -271,13 +271,14 @@ class NodeClassifier:
             raise self._not_fitted()
         save_model(path, self.model_, self.augmenter_, self.classes_)
 
-    def load(self, path: str | os.PathLike) -> NodeClassifier:
+    def load(self, path: str | os.PathLike | None = None) -> NodeClassifier:
         """Take a trained model from a file that ``save`` wrote; return self, ready to predict."""
-        model, self.augmenter_, classes = load_model(path)
+        if path is None or not isinstance(self, NodeClassifier):
+            raise TypeError("load takes the path of a model, and is called on an estimator: PDADMMG().load(path)")
+        model, augmenter, classes = load_model(path)
         if type(model).__name__ != self.network:
             raise InputError("model", str(path), f"a file with a {self.network}", f"it holds a {type(model).__name__}")
-        self.model_ = model
-        self.classes_ = np.asarray(classes)
+        self.model_, self.augmenter_, self.classes_ = model, augmenter, classes
         self.n_features_in_ = self.model_.widths[0]
         if self.augmenter_ is not None:
             self.n_features_in_ = self.augmenter_.num_features_

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import is_number
 
 if TYPE_CHECKING:
@@ -196,4 +196,4 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: an ending matplotlib does not know
         allowed = "a file in a folder that exists, ending in .png, .pdf or .svg"
-        raise InputError("path", str(path), allowed, str(error)) from None
+        raise InputError("path", str(path), allowed, reason_of(error)) from None

@@ -113,7 +113,7 @@ def test_train_on_digits(run, tmp_path):
     best = history[summary["stages"][-1]["best_iteration"] - 1]
     assert best["test_accuracy"] == summary["test_accuracy"]
     model, augmenter, classes = load_model(files["model.safetensors"])
-    assert (len(model.layers), classes) == (4, list(range(10)))
+    assert (len(model.layers), classes.tolist()) == (4, list(range(10)))
     assert augmenter.hops == 4
     graph = pdadmm.digits()
     again = pdadmm.PDADMMG().load(files["model.safetensors"])
@@ -423,6 +423,33 @@ def test_divergence_is_status_1(run, tmp_path):
     assert "layer" in err
     assert err.count("\n") == 1
     assert out == ""
+
+
+def test_too_many_hops_are_refused_before_memory_is_taken(refused):
+    words = ["hops = 1000000000, for which 120 nodes need 48.0 TB", "weighting ppr", "pdadmm augment"]
+    refused("train", "--dataset", "csbm:120", "--hops", "1000000000", words=words)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory = used up: must be within what this machine has; a smaller network"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "memory = 7.28 TiB in one piece: must be within"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 71 bytes. Error code 12"),
+            "memory = 71 bytes in one piece: must be within",
+        ),
+    ],
+)
+def test_out_of_memory_is_one_sentence(refused, monkeypatch, error, words):
+    def fails(*args, **more):
+        raise error
+
+    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", fails)
+    refused(*TINY, words=[words])
+    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", lambda *args, **more: {}[0])
+    with pytest.raises(KeyError):
+        main(TINY)
 
 
 def test_other_ranks_say_nothing(run, monkeypatch):

@@ -275,6 +275,14 @@ def test_loading_what_is_no_model(tmp_path):
             PDADMMG().load(path)
 
 
+def test_load_is_called_on_an_estimator(tmp_path):
+    for wrong in (lambda: PDADMMG.load(tmp_path / "m"), lambda: PDADMMG.load(path="m"), PDADMMG().load):
+        with pytest.raises(TypeError, match=r"load"):
+            wrong()
+    with pytest.raises(TypeError, match=r"PDADMMG\(\)\.load\(path\)"):
+        PDADMMG.load("m")
+
+
 # Bad input
 
 BAD = (

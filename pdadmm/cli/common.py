@@ -81,18 +81,19 @@ def add_preset_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="default", metavar="NAME", help=f"{rows} (default: default)")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> None:
-    """Add what names a graph and its split."""
+def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True, split: bool = True) -> None:
+    """Add what names a graph and, with ``split``, its split."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", required=True, metavar="NAME",
         help="a name of `pdadmm datasets`, or the path of a file or folder in one of its formats",
     )  # fmt: skip
     data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
-    data.add_argument(
-        "--split", metavar="SPLIT",
-        help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
-    )  # fmt: skip
+    if split:
+        data.add_argument(
+            "--split", metavar="SPLIT",
+            help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
+        )  # fmt: skip
     if split_seed:
         data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
 

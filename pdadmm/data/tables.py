@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import memory_bytes, regular_file
 
 __all__ = ["Table", "find_table", "numbered_lines", "read_named_table", "read_table"]
@@ -93,10 +93,9 @@ def _read(
         raise
     except Exception as problem:
         # A damaged gzip surfaces as zlib.error, EOFError, BadGzipFile and more.
-        reason = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
         kind = "whole numbers" if np.dtype(dtype).kind == "i" else "numbers"
         remedy = "correct the file, or fetch it again"
-        raise InputError("dataset", f"{path} ({reason})", f"a table of {kind}", remedy) from None
+        raise InputError("dataset", f"{path} ({reason_of(problem)})", f"a table of {kind}", remedy) from None
 
 
 def _parsed(path: Path, dtype: np.dtype, rows: int | None, named: bool, remedy: str, blanks: bool) -> Table:
