@@ -312,18 +312,27 @@ def test_unknown_words(refused):
     refused("train", "--dataset", "coro", words=["did you mean cora"])
     refused(*TINY, "--solver", "koala", words=["solver = koala", "pdadmm-g"])
     refused(*TINY, "--split", "koala", words=["split = koala"])
-    refused(*TINY, "--koala", "1", words=["--koala"])
-    refused(*TINY, "koala", words=["koala"])
+    refused(*TINY, "--koala", "1", words=["flag = --koala: must be a flag of pdadmm train; pdadmm train --help"])
+    refused(*TINY, "koala", words=["argument = koala", "--dataset koala"])
+    refused("train", "--datset", "digits", words=["flag = --datset", "did you mean --dataset?"])
+    refused(*TINY, "--hiden=3", words=["flag = --hiden:", "did you mean --hidden?"])
+    owners = "with --solver pdadmm-g; it is of gd, adadelta, adagrad, adam, gcn, mixgcn, sage, gist"
+    refused(*TINY, "--learning-rate", "1", words=["flag = --learning-rate", owners])
+    refused("tune", "--dataset", "digits", "--fanouts", "3", words=["with --solver pdadmm-g; it is of sage"])
+    refused(*TINY, "--solver", "adam", "--scratch", "x", words=["with --solver adam; it is of pdadmm-g"])
     refused(*TINY, "--log-level", "koala", words=["log_level = koala"])
     refused("datasets", "--koala", words=["--koala"])
     refused("--koala", words=["koala"])
 
 
 def test_missing_words(refused):
-    refused("train", words=["--dataset"])
-    refused("train", "--dataset", words=["--dataset"])
+    refused("train", words=["dataset = nothing: must be given, as --dataset NAME"])
+    refused("train", "--dataset", words=["dataset = nothing: must be given as --dataset NAME"])
     refused(*TINY, "--solver", words=["--solver"])
-    refused(*TINY, "--layers", words=["--layers"])
+    refused(*TINY, "--layers", words=["layers = nothing: must be given as --layers N"])
+    refused("convert", "--splits", "a", words=["splits = too few values: must be given as --splits TRAIN VAL TEST"])
+    refused("plot", words=["FILE, out = nothing: must be given, as FILE --out PICTURE"])
+    refused("plot", "x.json", "-o", words=["out = nothing: must be given as --out PICTURE"])
 
 
 def test_abbreviations_are_not_guessed(refused):

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import pdadmm
 from pdadmm import console
+from pdadmm.cli.parser import Parser
 from pdadmm.errors import DivergenceError, InputError, Interrupted
 from pdadmm.parallel.launch import launched_rank
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "Parser", "main"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,6 @@ COMMANDS = {
         Command("doctor", "pdadmm.cli.doctor", "say what is installed and test that it works"),
     )
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are InputErrors, so that every rank ends alike."""
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str):
-        raise InputError(self.prog, message, "called as --help shows")
 
 
 def main(arguments: list[str] | None = None) -> int:

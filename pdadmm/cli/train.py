@@ -89,8 +89,10 @@ def _parser(solver: type, name: str, preset: dict[str, Any] | None) -> argparse.
     from pdadmm.cli import Parser
 
     parser = Parser(
+        name,
         prog="pdadmm train",
-        description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks.",
+        description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks. "
+        f"These are the flags with --solver {name}; others have others: pdadmm train --solver adam --help.",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="flags from this file (TOML), as --run writes it; the command line's win"

@@ -73,9 +73,11 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     from pdadmm.cli import Parser
 
     parser = Parser(
+        name,
         prog="pdadmm tune",
         description="Random search by validation accuracy; trial 0 is the defaults. Flags of the solver that are "
-        "given are kept fixed, the others of its search space are searched.",
+        "given are kept fixed, the others of its search space are searched. "
+        f"These are the flags with --solver {name}; others have others: pdadmm tune --solver adam --help.",
     )
     add_data_flags(parser)
     add_solver_flag(parser, name)
