@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def run(arguments: list[str]) -> int:
     parser = _parser(solver, name, preset)
     given = parser.parse_args(config.words(parser))
     run_folder.place(given)
-    estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
     start_logging(given)
+    checks = {field.name: field.metadata["check"] for field in flags(solver)}
+    estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
     config.tell_versions()
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport, estimator))
@@ -130,6 +132,7 @@ def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> G
     graph = read_graph(given)
     estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
+        check_writable(argparse.Namespace(**given.copies), *given.copies)
         run_folder.begin(given, flags(type(estimator)))
         check_writable(given, "summary", "history", "save", "trace")
     return graph
@@ -161,6 +164,8 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
             estimator.history_.to_jsonl(given.history)
         if given.save:
             estimator.save(given.save)
+        for flag, path in given.copies.items():
+            shutil.copyfile(getattr(given, flag), path)
         if trace is not None:
             trace.write(given.trace)
     except OSError as error:
