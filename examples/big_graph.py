@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=20_000)
     parser.add_argument("--features", type=int, default=32)
     parser.add_argument("--memory", default="256MiB", help="limit of every command, above the interpreter")
-    parser.add_argument("--folder", default="big-graph", help="where files and results go")
+    parser.add_argument("--folder", default="out/big-graph", help="where files and results go")
     parser.add_argument("--layers", default="5")
     parser.add_argument("--hidden", default="64")
     parser.add_argument("--iterations", default="10", help="of each stage of growth")

@@ -2,9 +2,9 @@
 
 Without files it trains two runs on a graph, the exact subproblems and the gradient steps, and compares
 them. With files it plots what `pdadmm train --history FILE` wrote, each run under its file's name.
-Needs the extra `plot`: pip install 'pdadmm[plot]'. Run time: about 15 seconds.
+Needs the extra `plot`: pip install '.[plot]'. Run time: about 15 seconds.
 
-    python examples/convergence.py --out convergence.png
+    python examples/convergence.py --out out/convergence.png
     pdadmm train --dataset cora --history cora.jsonl
     python examples/convergence.py cora.jsonl --x seconds --out cora.png
 """
@@ -31,7 +31,7 @@ def train(dataset: str, layers: int, hidden: int, iterations: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plot the convergence of one or more runs.")
     parser.add_argument("files", nargs="*", metavar="FILE.jsonl", help="histories of finished runs")
-    parser.add_argument("--out", default="convergence.png", help="the picture: .png, .pdf or .svg")
+    parser.add_argument("--out", default="out/convergence.png", help="the picture: .png, .pdf or .svg")
     parser.add_argument("--x", default="iteration", choices=tuple(AXES), help="the horizontal axis")
     parser.add_argument("--dataset", default="digits", help="a name of `pdadmm datasets` or a FILE.npz with a split")
     parser.add_argument("--layers", type=int, default=10)
@@ -43,6 +43,7 @@ def main() -> None:
         histories = {Path(file).stem: History.from_jsonl(file) for file in given.files}
     else:
         histories = train(given.dataset, given.layers, given.hidden, given.iterations)
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     plot_convergence(histories, given.out, given.x)
     print(f"wrote {given.out}")
 

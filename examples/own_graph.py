@@ -5,7 +5,7 @@ class is not known) is a data set; docs/data.md has the other formats. Without a
 one first, to show what the files look like. Run time: about 5 seconds.
 
     python examples/own_graph.py
-    python examples/own_graph.py --folder my-graph --split random:20 --out classes.csv
+    python examples/own_graph.py --folder my-graph --split random:20 --out my-classes.csv
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def write_folder(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train on a graph from csv files.")
-    parser.add_argument("--folder", default="my-graph", help="with edges.csv, features.csv, labels.csv")
+    parser.add_argument("--folder", default="out/my-graph", help="with edges.csv, features.csv, labels.csv")
     parser.add_argument("--split", default="random:20", help="training, validation and test nodes; see docs/data.md")
-    parser.add_argument("--out", default="classes.csv", help="node, class and certainty of every node")
+    parser.add_argument("--out", default="out/classes.csv", help="node, class and certainty of every node")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=24, help="of each stage of growth")
@@ -52,6 +52,7 @@ def main() -> None:
 
     probability = solver.predict_proba(graph)  # of every node, those without a label too
     table = np.column_stack([np.arange(graph.num_nodes), solver.predict(graph), probability.max(axis=1)])
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     np.savetxt(given.out, table, ("%d", "%d", "%.4f"), ",", header="node,class,certainty", comments="")
     print(f"wrote {given.out}: {graph.num_nodes} nodes, of which {(graph.labels < 0).sum()} had no label")
 

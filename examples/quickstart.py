@@ -1,7 +1,7 @@
 """Train a 10-layer graph-augmented MLP on scikit-learn's digits in one process, and use the result.
 
 The graph joins each of 1,797 handwritten digits to its ten nearest neighbours; 200 digits are labelled for
-training. Nothing is downloaded. Run time: about 5 seconds.
+training. Nothing is downloaded. Run time: about 8 seconds.
 
     python examples/quickstart.py
     python examples/quickstart.py --layers 4 --iterations 10

@@ -19,7 +19,7 @@ from typing import Any
 from pdadmm import console
 from pdadmm.contest_check import check_summary
 from pdadmm.data import load_dataset, load_with_split
-from pdadmm.errors import DivergenceError, InputError
+from pdadmm.errors import DivergenceError, InputError, reason_of
 from pdadmm.files import parse_json, regular_file
 from pdadmm.parallel.launch import launched_size
 from pdadmm.parameters import parameters
@@ -153,7 +153,7 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
         summary = parse_json(regular_file(path).read_text(encoding="utf-8"))
         check_summary(summary)
     except (OSError, ValueError) as error:
-        raise InputError("summary", str(path), "a file that pdadmm compare wrote", str(error)) from None
+        raise InputError("summary", str(path), "a file that pdadmm compare wrote", reason_of(error)) from None
     return summary
 
 

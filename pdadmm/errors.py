@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergenceError", "InputError", "Interrupted"]
+__all__ = ["DivergenceError", "InputError", "Interrupted", "reason_of"]
 
 
 LONGEST = 2000  # characters of one part of a message
@@ -21,6 +21,16 @@ def printable(text: str) -> str:
     'a\\\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong, on one line: the system's words for an OSError, without its number and path.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "x")), reason_of(EOFError())
+    ('No such file or directory', 'EOFError')
+    """
+    text = getattr(error, "strerror", None) or str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class InputError(ValueError):

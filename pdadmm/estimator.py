@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import hashlib
 import os
 import time
@@ -89,6 +91,16 @@ class NodeClassifier:
     threads: int | None = param(
         None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
     )
+
+    def __new__(cls, *values: Any, **named: Any) -> NodeClassifier:
+        """Refuse what is no hyper-parameter, with the nearest one: a TypeError, as Python's own."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in named:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                cure = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no hyper-parameter {name}: {cure}")
+        return super().__new__(cls)
 
     streams = False  # whether this solver trains from disk
 
@@ -272,8 +284,12 @@ class NodeClassifier:
             return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
         if y is not None or sample_weight is not None:
             raise InputError("y, sample_weight", "given", "left out with a Graph", "it holds its labels")
-        if split not in PARTS or graph.splits is None or not len(graph.splits[split]):
-            raise InputError("split", split, "a non-empty one of train, val, test of a graph with splits")
+        if split not in PARTS:
+            raise InputError("split", split, "one of " + ", ".join(PARTS))
+        if graph.splits is None or not len(graph.splits[split]):
+            value = f"without {'splits' if graph.splits is None else f'nodes for {split}'}"
+            remedy = "score the graph of fit, or graph.with_splits(make_splits(graph, 'random:20'))"
+            raise InputError("graph", value, f"one with nodes for {split}, whose share it tells", remedy)
         rows = graph.splits[split]
         return float((self.predict(graph)[rows] == graph.labels[rows]).mean())
 
@@ -283,13 +299,14 @@ class NodeClassifier:
             raise self._not_fitted()
         save_model(path, self.model_, self.augmenter_, self.classes_)
 
-    def load(self, path: str | os.PathLike) -> Self:
+    def load(self, path: str | os.PathLike | None = None) -> Self:
         """Take a trained model from a file that ``save`` wrote; return self, ready to predict."""
-        model, self.augmenter_, classes = load_model(path)
+        if path is None or not isinstance(self, NodeClassifier):
+            raise TypeError("load takes the path of a model, and is called on an estimator: PDADMMG().load(path)")
+        model, augmenter, classes = load_model(path)
         if type(model).__name__ != self.network:
             raise InputError("model", str(path), f"a file with a {self.network}", f"it holds a {type(model).__name__}")
-        self.model_ = model
-        self.classes_ = np.asarray(classes)
+        self.model_, self.augmenter_, self.classes_ = model, augmenter, classes
         self.n_features_in_ = self.model_.widths[0]
         if self.augmenter_ is not None:
             self.n_features_in_ = self.augmenter_.num_features_

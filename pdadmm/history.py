@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import parse_json, regular_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class History(list):
         try:
             lines = regular_file(path).read_text(encoding="utf-8").split("\n")
         except (OSError, ValueError) as error:
-            raise InputError("history", str(path), "a readable file of JSON lines", str(error)) from None
+            raise InputError("history", str(path), "a readable file of JSON lines", reason_of(error)) from None
         return cls(cls._parse(str(path), lines))
 
     @staticmethod

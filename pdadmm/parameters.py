@@ -36,13 +36,17 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a value may be: ``accept`` converts and returns it or raises ValueError or TypeError."""
+    """What a value may be: ``accept`` converts and returns it or raises ValueError or TypeError.
+
+    ``numeric``: text stands for it on the command line alone.
+    """
 
     accept: Any
     allowed: str
     metavar: str = "X"
     choices: tuple[str, ...] | None = None
     flag: bool = True
+    numeric: bool = False
 
 
 def whole(minimum: int, maximum: int | None = None) -> Check:
@@ -56,7 +60,7 @@ def whole(minimum: int, maximum: int | None = None) -> Check:
         return number
 
     allowed = f"a whole number of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
-    return Check(accept, allowed, "N")
+    return Check(accept, allowed, "N", numeric=True)
 
 
 def _number(low: float, high: float, low_open: bool, allowed: str, high_open: bool = False) -> Check:
@@ -68,7 +72,7 @@ def _number(low: float, high: float, low_open: bool, allowed: str, high_open: bo
             raise ValueError
         return number
 
-    return Check(accept, allowed)
+    return Check(accept, allowed, numeric=True)
 
 
 def whole_of(numbers: Sequence[int]) -> Check:
@@ -80,7 +84,7 @@ def whole_of(numbers: Sequence[int]) -> Check:
             raise ValueError
         return number
 
-    return Check(accept, "one of " + ", ".join(map(str, numbers)), "N")
+    return Check(accept, "one of " + ", ".join(map(str, numbers)), "N", numeric=True)
 
 
 def _accept_boolean(value: Any) -> bool:
@@ -180,6 +184,8 @@ def validate(holder: Any) -> dict[str, Any]:
     for field in parameters(type(holder)):
         value = getattr(holder, field.name)
         check = field.metadata["check"]
+        if check.numeric and isinstance(value, str):
+            raise InputError(field.name, repr(value), check.allowed, "write it without quotes")
         try:
             values[field.name] = check.accept(value)
         except (ValueError, TypeError, KeyError, OverflowError):

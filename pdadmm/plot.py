@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import is_number
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ RESIDUALS = {
 ACCURACIES = {"val_accuracy": ("validation", "-"), "test_accuracy": ("test", "--")}
 OBJECTIVE = {"objective": ("objective", "-")}
 
+PICTURES = (".png", ".pdf", ".svg")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 GREY = "#666666"
 FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "axes.linewidth": 0.8, "axes.edgecolor": GREY}
@@ -104,8 +105,8 @@ def load_matplotlib() -> tuple[Any, type]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        remedy = "run: pip install 'pdadmm[plot]'"
-        raise InputError("plot", "asked for", "drawn where matplotlib is installed", remedy) from error
+        remedy = "pip install matplotlib, or pip install '.[plot]' in this project's folder"
+        raise InputError("matplotlib", "missing", "installed for figures", remedy) from error
     return matplotlib, Figure
 
 
@@ -192,8 +193,14 @@ def _name_the_runs(figure: Figure, runs: Mapping[str, Any]) -> None:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure; InputError where it cannot be written."""
+    check_picture("path", path)
     try:
         figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: an ending matplotlib does not know
-        allowed = "a file in a folder that exists, ending in .png, .pdf or .svg"
-        raise InputError("path", str(path), allowed, str(error)) from None
+    except OSError as error:
+        raise InputError("path", str(path), "a file in a folder that exists", reason_of(error)) from None
+
+
+def check_picture(argument: str, path: str | os.PathLike) -> None:
+    """Raise InputError for a file whose ending is none of a picture."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise InputError(argument, os.fspath(path), f"a file that ends in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")

@@ -126,7 +126,7 @@ def test_a_file_says_which_network_it_holds(tmp_path):
     trained.save(tmp_path / "m")
     model, augmenter, classes = load_model(tmp_path / "m")
     assert isinstance(model, GNN)
-    assert (model.architecture, model.widths, augmenter.hops, classes) == ("sage", [4, 4, 2], 0, [0, 1])
+    assert (model.architecture, model.widths, augmenter.hops, classes.tolist()) == ("sage", [4, 4, 2], 0, [0, 1])
     with pytest.raises(InputError, match="a file with a GAMLP; it holds a GNN"):
         solver_class("adam")().load(tmp_path / "m")
 

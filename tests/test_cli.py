@@ -59,15 +59,16 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run):
-    """Run a command line that must end with status 2 and one sentence with these words."""
+    """Run a command line that must end with status 2 and one sentence with these words, the first but for the log."""
 
     def go(*arguments, words=()) -> str:
         status, out, err = run(*arguments)
         assert status == 2, (out, err)
         assert out == ""
-        assert err.startswith("pdadmm: ")
-        assert err.count("\n") == 1
         assert err.endswith("\n")
+        *log, err = err.splitlines()
+        assert err.startswith("pdadmm: ")
+        assert not any(line.startswith(("pdadmm: ", "Traceback")) for line in log)
         assert "must be" in err
         for word in words:
             assert word in err, err
@@ -112,7 +113,7 @@ def test_train_on_digits(run, tmp_path):
     best = history[summary["stages"][-1]["best_iteration"] - 1]
     assert best["test_accuracy"] == summary["test_accuracy"]
     model, augmenter, classes = load_model(files["model.safetensors"])
-    assert (len(model.layers), classes) == (4, list(range(10)))
+    assert (len(model.layers), classes.tolist()) == (4, list(range(10)))
     assert augmenter.hops == 4
     graph = pdadmm.digits()
     again = pdadmm.PDADMMG().load(files["model.safetensors"])
@@ -123,6 +124,20 @@ def test_train_on_digits(run, tmp_path):
     assert lines[-1].startswith("predicted / measured, an iteration: ")
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
     assert "4 layers, iteration 12" in err
+
+
+def test_it_says_what_graph_it_read(run, tmp_path):
+    told = run(*TINY)[2].splitlines()
+    assert told[0] == "csbm:120: 120 nodes, 383 edges, 100 features, 10 classes, 120 labelled nodes"
+    assert sum("labelled nodes" in line for line in told) == 1
+    path = npz(tmp_path / "gap.npz", y=np.arange(40) % 2 * 3)
+    args = ("train", "--dataset", path, *FAST, "--split", "random:2")
+    told = run(*args)[2].splitlines()
+    assert told[0].startswith("gap: 40 nodes, ")
+    assert told[0].endswith(" 3 features, 4 classes, 40 labelled nodes")
+    warning = "no node has the class 1 (2 such classes), though classes go up to 3: they are counted from 0"
+    assert told[1] == warning
+    assert run(*args, "--quiet")[2] == warning + "\n"
 
 
 def test_quiet_is_quiet(run):
@@ -297,18 +312,27 @@ def test_unknown_words(refused):
     refused("train", "--dataset", "coro", words=["did you mean cora"])
     refused(*TINY, "--solver", "koala", words=["solver = koala", "pdadmm-g"])
     refused(*TINY, "--split", "koala", words=["split = koala"])
-    refused(*TINY, "--koala", "1", words=["--koala"])
-    refused(*TINY, "koala", words=["koala"])
+    refused(*TINY, "--koala", "1", words=["flag = --koala: must be a flag of pdadmm train; pdadmm train --help"])
+    refused(*TINY, "koala", words=["argument = koala", "--dataset koala"])
+    refused("train", "--datset", "digits", words=["flag = --datset", "did you mean --dataset?"])
+    refused(*TINY, "--hiden=3", words=["flag = --hiden:", "did you mean --hidden?"])
+    owners = "with --solver pdadmm-g; it is of gd, adadelta, adagrad, adam, gcn, mixgcn, sage, gist"
+    refused(*TINY, "--learning-rate", "1", words=["flag = --learning-rate", owners])
+    refused("tune", "--dataset", "digits", "--fanouts", "3", words=["with --solver pdadmm-g; it is of sage"])
+    refused(*TINY, "--solver", "adam", "--scratch", "x", words=["with --solver adam; it is of pdadmm-g"])
     refused(*TINY, "--log-level", "koala", words=["log_level = koala"])
     refused("datasets", "--koala", words=["--koala"])
     refused("--koala", words=["koala"])
 
 
 def test_missing_words(refused):
-    refused("train", words=["--dataset"])
-    refused("train", "--dataset", words=["--dataset"])
+    refused("train", words=["dataset = nothing: must be given, as --dataset NAME"])
+    refused("train", "--dataset", words=["dataset = nothing: must be given as --dataset NAME"])
     refused(*TINY, "--solver", words=["--solver"])
-    refused(*TINY, "--layers", words=["--layers"])
+    refused(*TINY, "--layers", words=["layers = nothing: must be given as --layers N"])
+    refused("convert", "--splits", "a", words=["splits = too few values: must be given as --splits TRAIN VAL TEST"])
+    refused("plot", words=["FILE, out = nothing: must be given, as FILE --out PICTURE"])
+    refused("plot", "x.json", "-o", words=["out = nothing: must be given as --out PICTURE"])
 
 
 def test_abbreviations_are_not_guessed(refused):
@@ -408,6 +432,33 @@ def test_divergence_is_status_1(run, tmp_path):
     assert "layer" in err
     assert err.count("\n") == 1
     assert out == ""
+
+
+def test_too_many_hops_are_refused_before_memory_is_taken(refused):
+    words = ["hops = 1000000000, for which 120 nodes need 48.0 TB", "weighting ppr", "pdadmm augment"]
+    refused("train", "--dataset", "csbm:120", "--hops", "1000000000", words=words)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "memory = used up: must be within what this machine has; a smaller network"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "memory = 7.28 TiB in one piece: must be within"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 71 bytes. Error code 12"),
+            "memory = 71 bytes in one piece: must be within",
+        ),
+    ],
+)
+def test_out_of_memory_is_one_sentence(refused, monkeypatch, error, words):
+    def fails(*args, **more):
+        raise error
+
+    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", fails)
+    refused(*TINY, words=[words])
+    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", lambda *args, **more: {}[0])
+    with pytest.raises(KeyError):
+        main(TINY)
 
 
 def test_other_ranks_say_nothing(run, monkeypatch):

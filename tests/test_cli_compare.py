@@ -233,7 +233,8 @@ def test_bad_input_of_plot(refused, finished, png, tmp_path):
     refused("plot", finished[0], words=["--out"])
     refused("plot", finished[0], "-o", png, "--x", "epochs", words=["x = epochs", "seconds"])
     refused("plot", finished[0], "-o", tmp_path / "none" / "p.png", words=["out", "none"])
-    refused("plot", finished[0], "-o", tmp_path / "p.nonsense", words=["p.nonsense", ".png"])
+    for name in ("p.nonsense", "p.gif", "p"):
+        refused("plot", finished[0], "-o", tmp_path / name, words=[f"{name}: must be a file that ends in .png"])
     refused("plot", tmp_path / "a.txt", "-o", png, words=["a.txt", ".jsonl"])
     refused("plot", tmp_path / "a.json", "-o", png, words=["a.json", "pdadmm compare wrote"])
     refused("plot", tmp_path / "a.jsonl", "-o", png, words=["a.jsonl"])

@@ -58,7 +58,8 @@ def test_every_line_is_an_object(capsys):
     assert main([*TINY, "--log-format", "json", "--log-level", "debug"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("pdadmm-g on csbm:120")
-    lines = [json.loads(line) for line in err.splitlines()]
+    graph, *lines = [json.loads(line) for line in err.splitlines()]
+    assert (graph["nodes"], graph["labelled"]) == (120, 120)
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(line["rank"] == 0 and line["level"] == "info" for line in lines)
     assert all(isinstance(line["objective"], float) and "layers, iteration" in line["message"] for line in lines)

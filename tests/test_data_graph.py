@@ -206,3 +206,17 @@ def test_invalid_sparse_features_are_refused_before_use():
     features.indices[1] = 9
     with pytest.raises(InputError, match="features indices = 9"):
         Graph.from_edges([[0], [1]], features, [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["a", "b", "a", "b"], r"labels = a and other names: must be class numbers.*numpy\.unique"),
+        (np.array(["a", None, "b", "c"], dtype=object), r"labels = a and other names"),
+        ([0, 1, float("nan"), 1], r"labels = nan at node 2 \(1 such nodes\): .*-1 where the class is not known"),
+        ([0, 1, 0.5, 1], r"labels = 0\.5 at position 2: must be whole numbers"),
+    ],
+)
+def test_labels_that_are_no_numbers_of_classes(labels, words):
+    with pytest.raises(InputError, match=words):
+        path_graph(labels=labels, splits=None)

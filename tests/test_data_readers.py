@@ -27,9 +27,10 @@ GRAPH = Graph.from_edges([[0, 1, 2, 3], [1, 2, 3, 0]], np.arange(8.0).reshape(4,
                          {"train": [0], "val": [1], "test": [3]})  # fmt: skip
 
 
-def put(path, content: str | bytes) -> None:
+def put(path, content: str | bytes):
     raw = content.encode() if isinstance(content, str) else content
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
 
 
 OGB = {
@@ -37,10 +38,10 @@ OGB = {
     "edge count": ("raw/edge.csv.gz", "0,1\n", r"edge.csv.gz with 1 rows: must be a table of 4 rows"),
     "more edges": ("raw/edge.csv.gz", "0,1\n" * 9, "with more than 4 rows"),
     "edge columns": ("raw/edge.csv.gz", "0,1,2\n" * 4, "with 3 columns: must be two columns"),
-    "edge fraction": ("raw/edge.csv.gz", "0,1.5\n" * 4, "a table of whole numbers"),
-    "edge text": ("raw/edge.csv.gz", "source,target\n" * 4, "a table of whole numbers"),
-    "edge large": ("raw/edge.csv.gz", "0,99999999999\n" * 4, "a table of whole numbers"),
-    "ragged": ("raw/node-feat.csv.gz", "1,2\n1\n1,2\n1,2\n", "a table of numbers"),
+    "edge fraction": ("raw/edge.csv.gz", "0,1.5\n" * 4, r"1\.5 in .*gz, line 1, column 2: must be a whole number"),
+    "edge text": ("raw/edge.csv.gz", "source,target\n" * 4, "source in .*line 1, column 1: must be a whole number"),
+    "edge large": ("raw/edge.csv.gz", "0,99999999999\n" * 4, "99999999999 in .*must be a whole number"),
+    "ragged": ("raw/node-feat.csv.gz", "1,2\n1\n1,2\n1,2\n", "line 2, with 1 columns: must be of 2 columns"),
     "feature rows": ("raw/node-feat.csv.gz", "1,2\n", "a table of 4 rows"),
     "nan": ("raw/node-feat.csv.gz", "nan,2\n" * 4, "features in .*NaN"),
     "two labels": ("raw/node-label.csv.gz", "0,1\n" * 4, r"node-label in .*of shape \(4, 2\).*choose one column"),
@@ -179,15 +180,21 @@ def test_scipy_truth_values_and_sums(tmp_path):
 
 CSV = {
     "columns": ("edges.csv", "0\n1\n", "with 1 columns: must be two columns"),
-    "fraction": ("edges.csv", "0,1.5\n", "edge_index in .*= 1.5"),
+    "fraction": ("edges.csv", "0,1.5\n", "0,1.5 in .*edges.csv, line 1 .*between two nodes, 0 to 3"),
     "weight": ("edges.csv", "0,1,0\n", "weights in .*= 0.0"),
-    "text": ("edges.csv", "a,b\nc,d\n", "a table of numbers"),
-    "names later": ("edges.csv", "0,1\na,b\n", "a table of numbers"),
-    "few features": ("features.csv", "1,2\n", "a table of 4 rows"),
+    "text": ("edges.csv", "a,b\nc,d\n", "c in .*csv, line 2, column a: must be a number; number the nodes"),
+    "names later": ("edges.csv", "0,1\n\na,b\n", "a in .*edges.csv, line 3, column 1: must be a number"),
+    "few features": ("features.csv", "1,2\n", "1 rows in .*features.csv and 4 rows in .*labels.csv: must be"),
     "two labels": ("labels.csv", "0,1\n" * 4, "one number a line"),
     "split": ("train.csv", "9\n", r"splits\['train'\] in .*= 9"),
-    "underscores": ("labels.csv", "0\n1_0\n0\n1\n", "a table of numbers"),
-    "comment": ("labels.csv", "0\n# 1\n0\n1\n", "a table of numbers"),
+    "underscores": ("labels.csv", "0\n1_0\n0\n1\n", "1_0 in .*labels.csv, line 2: must be a number"),
+    "edge range": ("edges.csv", "from,to\n0,1\n\n2,4\n4,4\n", r"2,4 in .*csv, line 4 \(2 such lines\): must be an"),
+    "class names": ("labels.csv", "kind\ncat\ndog\ncat\ndog\n", "cat in .*csv, line 2, column kind: .*factorize"),
+    "empty value": ("features.csv", "1,2\n1,\n1,2\n1,2\n", "nothing in .*csv, line 2, column 2: must be a number"),
+    "index of features": ("features.csv", ",a,b\n" + "0,1,2\n" * 4, r"no name: .*to_csv\(index=False\)"),
+    "index of labels": ("labels.csv", ",label\n0,0\n1,1\n2,0\n3,1\n", r"labels.csv, .*to_csv\(index=False\)"),
+    "index of edges": ("edges.csv", ",0,1\n0,0,1\n1,1,2\n", r"edges.csv, .*to_csv\(index=False\)"),
+    "comment": ("labels.csv", "0\n# 1\n0\n1\n", "line 2, with 2 columns: must be of 1 columns"),
 }
 
 
@@ -248,7 +255,18 @@ def test_paths(tmp_path, capsys):
     with pytest.raises(InputError, match="a file or folder that exists"):
         read_path(tmp_path / "none")
     assert main(["train", "--dataset", str(tmp_path / "none")]) == 2
-    assert "one of cora" in capsys.readouterr().err
+    assert "none: must be a file or folder that exists" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for place, words in (
+        (empty, "one of the formats npz, planetoid"),
+        (put(tmp_path / "edge.csv", "0,1\n"), "give the folder, which has edges.csv"),
+        (put(tmp_path / "labels.csv.gz", "0\n"), "give the folder, which has edges.csv"),
+        (tmp_path, "it has edge.csv, empty, labels.csv.gz, and lacks edges.csv, features.csv"),
+        ("grph", "grph, of which there is no file or folder here: must be a path that exists, or one of cora"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_dataset(place)
     big = Graph.from_edges([range(29), range(1, 30)], np.eye(30), np.arange(30) % 2)
     (tmp_path / "cora").mkdir()
     write_csv(big, tmp_path / "cora")

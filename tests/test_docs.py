@@ -203,7 +203,8 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_the_text_exists(page, capsys):
-    known = flags_of_train(capsys) | {"--version"} | {"--ntasks", "--cpus-per-task", "--signal"}  # the last are Slurm's
+    others = {"--ntasks", "--cpus-per-task", "--signal", "--index-url"}  # of Slurm and pip
+    known = flags_of_train(capsys) | {"--version"} | others
     known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
     for folder in ("examples", "benchmarks"):
         known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import pdadmm
-from pdadmm import PDADMMG, PDADMMGQ, Augmenter, Graph, InputError, csbm, digits
+from pdadmm import PDADMMG, PDADMMGQ, Adam, Augmenter, Graph, InputError, csbm, digits
 from pdadmm.admm.presets import PRESETS
 from pdadmm.parameters import parameters
 
@@ -95,7 +95,7 @@ def test_the_papers_preset():
 
 
 def test_fit_does_not_touch_parameters(graph):
-    estimator = PDADMMG(**SMALL, nu="0.3", stages="2,3")
+    estimator = PDADMMG(**SMALL, nu=0.3, stages="2,3")
     before = estimator.get_params()
     assert estimator.fit(graph) is estimator
     assert estimator.get_params() == before
@@ -275,6 +275,14 @@ def test_loading_what_is_no_model(tmp_path):
             PDADMMG().load(path)
 
 
+def test_load_is_called_on_an_estimator(tmp_path):
+    for wrong in (lambda: PDADMMG.load(tmp_path / "m"), lambda: PDADMMG.load(path="m"), PDADMMG().load):
+        with pytest.raises(TypeError, match=r"load"):
+            wrong()
+    with pytest.raises(TypeError, match=r"PDADMMG\(\)\.load\(path\)"):
+        PDADMMG.load("m")
+
+
 # Bad input
 
 BAD = (
@@ -341,10 +349,28 @@ def test_numbers_that_may_be_zero(graph, name):
         PDADMMG(**(SMALL | {name: -1e-9})).fit(graph)
 
 
-def test_numbers_as_text_are_numbers(graph):
-    ours = PDADMMG(layers="3", hidden="8", iterations="4", hops="2", nu="0.3", stages="2,3").fit(graph)
-    theirs = PDADMMG(**SMALL).fit(graph)
-    assert ours.history_.column("objective") == theirs.history_.column("objective")
+def test_numbers_as_text_are_refused(graph):
+    """Text is what the command line has; in Python it is a slip."""
+    for wrong in ({"hidden": "8"}, {"nu": "0.3"}, {"patience": "3"}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(InputError, match=rf"{name} = '{value}': must be .*; write it without quotes"):
+            PDADMMG(**(SMALL | wrong)).fit(graph)
+
+
+def test_names_that_are_no_hyper_parameters(graph):
+    with pytest.raises(TypeError, match=r"PDADMMG has no hyper-parameter lyers: did you mean layers\?"):
+        PDADMMG(lyers=3)
+    with pytest.raises(TypeError, match=r"Adam has no hyper-parameter zzz: it has .*layers"):
+        Adam(zzz=3)
+    assert clone(PDADMMG(layers=3)).layers == 3
+
+
+def test_a_score_needs_nodes_of_its_part(graph, trained):
+    with pytest.raises(InputError, match=r"graph = without splits: .*make_splits"):
+        trained.score(graph.with_splits(None))
+    bare = graph.with_splits({**graph.splits, "test": []})
+    with pytest.raises(InputError, match="graph = without nodes for test: must be one with nodes for test"):
+        trained.score(bare)
 
 
 def test_bad_arrays(arrays):

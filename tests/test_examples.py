@@ -107,8 +107,8 @@ def test_compare_solvers(tmp_path):
 
 def test_own_graph(tmp_path):
     out = launch(sys.executable, str(EXAMPLES / "own_graph.py"), *SMALL, folder=tmp_path)
-    assert "wrote classes.csv: 600 nodes, of which 60 had no label" in out
-    rows = (tmp_path / "classes.csv").read_text().splitlines()
+    assert "wrote out/classes.csv: 600 nodes, of which 60 had no label" in out
+    rows = (tmp_path / "out/classes.csv").read_text().splitlines()
     assert rows[0] == "node,class,certainty"
     assert len(rows) == 601
 
@@ -118,7 +118,7 @@ def test_big_graph(tmp_path):
     out = launch(*script, "--nodes", "600", "--features", "8", "--layers", "3", *SMALL, folder=tmp_path)
     assert re.findall(r"^\$ pdadmm (\w+)", out, re.MULTILINE) == ["convert", "augment", "train"]
     assert "test accuracy of the 3-layer network" in out
-    assert (tmp_path / "big-graph/model.safetensors").exists()
+    assert (tmp_path / "out/big-graph/model.safetensors").exists()
 
 
 def test_paper(tmp_path):

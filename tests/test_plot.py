@@ -132,7 +132,7 @@ def test_what_cannot_be_drawn(histories, options, argument, tmp_path, monkeypatc
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'pdadmm\[plot\]'"):
+    with pytest.raises(InputError, match=r"pip install matplotlib, or pip install '\.\[plot\]'"):
         plot_convergence({"run": history()})
 
 

@@ -220,9 +220,21 @@ def test_a_folder_is_not_overwritten_but_gone_on_with(refused, folder, tmp_path)
     assert (path / "model.safetensors").read_bytes() == whole
 
 
+def test_results_of_a_run_folder_elsewhere_too(refused, folder, tmp_path):
+    run, places = [*TINY, "--nu", "0.25", "--run", str(tmp_path / "r")], {}
+    for flag in ("summary", "history", "save"):
+        places[flag] = tmp_path / flag
+        run += [f"--{flag}", str(places[flag])]
+    refused(*run, "--summary", tmp_path / "none" / "s", words=["summary", "none"])
+    assert main(run) == 0
+    for flag, path in places.items():
+        assert path.read_bytes() == (tmp_path / "r" / FILES[flag]).read_bytes()
+    assert places["save"].read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
 def test_places_that_contradict(refused, tmp_path):
     run = [*TINY, "--run", tmp_path / "r"]
-    for flag in ("--summary", "--history", "--save", "--checkpoint", "--trace"):
+    for flag in ("--checkpoint", "--trace"):
         refused(*run, flag, tmp_path / "x", words=[flag[2:], "left out with --run"])
     refused(*TINY, "--trace", words=["trace", "--run"])
     (tmp_path / "file").write_text("")

@@ -11,7 +11,9 @@ import scipy.sparse as sp
 from pdadmm.augment.hops import WEIGHTINGS, hop_weights, propagate
 from pdadmm.augment.operators import OPERATORS, propagation_matrix
 from pdadmm.augment.scaling import SCALINGS, Scaler
+from pdadmm.console import human_bytes
 from pdadmm.errors import InputError
+from pdadmm.files import memory_bytes, resident_bytes
 
 __all__ = ["Augmenter"]
 
@@ -77,7 +79,8 @@ class Augmenter:
         ``graph`` has ``adjacency`` (scipy sparse [V, V]) and ``features`` (array or scipy sparse [V, F]);
         ``rows``: the nodes to keep, node numbers or a mask (default: all V); ``fit_rows``: likewise, out of
         these (default: all of these; give the training nodes to leave the rest out). Returns p_1
-        [len(rows) or V, n0], C-contiguous. Raises InputError for an unusable graph, row or feature.
+        [len(rows) or V, n0], C-contiguous. Raises InputError for an unusable graph, row or feature, and for a
+        result that this machine's memory does not hold.
         """
         kept, raw = self._augment(graph, rows)
         fitted = _positions(fit_rows, kept, graph.features.shape[0])
@@ -138,11 +141,21 @@ class Augmenter:
     def _augment(self, graph, rows) -> tuple[np.ndarray | None, np.ndarray]:
         X = _checked_features(graph)
         kept = None if rows is None else _node_numbers("rows", rows, X.shape[0])
+        self._check_memory(X.shape[0] if kept is None else len(kept), X.shape[1])
         S = propagation_matrix(graph, self.operator, self.dtype)
         if S.shape[0] != X.shape[0]:
             raise InputError("graph.features", f"{X.shape[0]} rows", f"{S.shape[0]} rows, one per node")
         weights = hop_weights(self.weighting, self.hops, self.alpha, self.heat_time)
         return kept, propagate(S, X, self.hops, weights, kept, self.slice_columns)
+
+    def _check_memory(self, rows: int, features: int) -> None:
+        needed = rows * self.num_outputs(features) * np.dtype(self.dtype).itemsize
+        free = memory_bytes() - resident_bytes()
+        if needed <= free:
+            return
+        value = f"{self.hops}, for which {rows:,} nodes need {human_bytes(needed)} of augmented features"
+        remedy = "lower it, take the weighting ppr, which keeps one block, or work from disk with pdadmm augment"
+        raise InputError("hops", value, f"small enough for {human_bytes(free)} of memory", remedy)
 
     def __repr__(self) -> str:
         return f"Augmenter({', '.join(f'{name}={getattr(self, name)!r}' for name in _PARAMETERS)})"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 
 import pdadmm
 from pdadmm import console
+from pdadmm.cli.parser import Parser
 from pdadmm.errors import DivergenceError, InputError, Interrupted
 from pdadmm.parallel.launch import launched_rank
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "Parser", "main"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ COMMANDS = {
     row.name: row
     for row in (
         Command("train", "pdadmm.cli.train", "train a network on a graph and report its accuracy"),
+        Command("predict", "pdadmm.cli.predict", "predict the class of every node by a trained model"),
         Command("tune", "pdadmm.cli.tune", "search a solver's settings by validation accuracy"),
         Command("compare", "pdadmm.cli.compare", "a contest between solvers, each tuned with the same budget"),
         Command("convert", "pdadmm.cli.convert", "make a graph on disk from lists of edges of any size"),
@@ -41,18 +44,11 @@ COMMANDS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are InputErrors, so that every rank ends alike."""
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str):
-        raise InputError(self.prog, message, "called as --help shows")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns 0; 2 after one sentence about bad input; 1 when training diverges; 130 after SIGINT."""
+    """Run one command.
+
+    Returns 0; after one sentence 2 for bad input or too little memory, 1 where training diverges, 130 after SIGINT.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _dispatch(arguments)
@@ -60,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 2)
     except DivergenceError as error:
         return _complain(error, 1)
+    except MemoryError as error:
+        return _out_of_memory(error)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's MemoryError
+            raise
+        return _out_of_memory(error)
     except Interrupted:  # it has been said
         return 130
     except KeyboardInterrupt:
@@ -77,9 +79,22 @@ def _complain(error: Exception | str, status: int) -> int:
 def _interrupted() -> int:
     """Say that Ctrl-C was heard and end the other ranks, too, which may wait for this one."""
     _complain("stopped by SIGINT (Ctrl-C)", 130)
+    return _end_all(130)
+
+
+def _out_of_memory(error: Exception) -> int:
+    """Say that memory did not suffice, on whichever rank it was, and end the others, which may wait for it."""
+    asked = re.search(r"allocate (?:memory: you tried to allocate )?([\d.]+ ?\w+)", str(error))
+    value = f"{asked[1]} in one piece" if asked is not None else "used up"
+    remedy = "a smaller network, fewer hops, or more ranks take less; pdadmm plan foretells the memory of a training"
+    console.complain(str(InputError("memory", value, "within what this machine has", remedy)))
+    return _end_all(2)
+
+
+def _end_all(status: int) -> int:
     if "pdadmm.parallel.mpi" in sys.modules:
-        sys.modules["pdadmm.parallel.mpi"].abort(130)
-    return 130
+        sys.modules["pdadmm.parallel.mpi"].abort(status)
+    return status
 
 
 def _dispatch(arguments: list[str]) -> int:

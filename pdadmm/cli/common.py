@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pdadmm import console
 from pdadmm.admm.presets import PRESETS
@@ -31,7 +34,10 @@ __all__ = [
     "read_graph",
     "solver_name",
     "start_logging",
+    "tell_graph",
 ]
+
+log = logging.getLogger("pdadmm")
 
 
 def flags(solver: type) -> list[dataclasses.Field]:
@@ -75,18 +81,19 @@ def add_preset_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="default", metavar="NAME", help=f"{rows} (default: default)")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True) -> None:
-    """Add what names a graph and its split."""
+def add_data_flags(parser: argparse.ArgumentParser, split_seed: bool = True, split: bool = True) -> None:
+    """Add what names a graph and, with ``split``, its split."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", required=True, metavar="NAME",
         help="a name of `pdadmm datasets`, or the path of a file or folder in one of its formats",
     )  # fmt: skip
     data.add_argument("--data-dir", metavar="DIR", help="folder of the data files (default: PDADMM_DATA)")
-    data.add_argument(
-        "--split", metavar="SPLIT",
-        help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
-    )  # fmt: skip
+    if split:
+        data.add_argument(
+            "--split", metavar="SPLIT",
+            help="public, file, random:20 (20 nodes per class) or fraction:60/20/20 (default: the data set's own)",
+        )  # fmt: skip
     if split_seed:
         data.add_argument("--split-seed", default="0", metavar="N", help="seed of a drawn split (default: 0)")
 
@@ -165,3 +172,23 @@ def read_graph(given: argparse.Namespace) -> Graph | AugmentedFolder:
     if not given.split_seed.isascii() or not given.split_seed.isdigit():
         raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
     return load_with_split(given.dataset, given.data_dir, given.split, int(given.split_seed))
+
+
+def tell_graph(graph: Graph | AugmentedFolder) -> None:
+    """Log what was read: sizes and labelled nodes; warn of a class that no node has, as of a number left out."""
+    if launched_rank() > 0:
+        return
+    classes = int(graph.num_classes or 0)
+    counts = np.bincount(graph.labels[graph.labels >= 0], minlength=classes)
+    edges = f" {graph.num_edges:,} edges," if isinstance(graph, Graph) else ""
+    fields = {"nodes": graph.num_nodes, "features": graph.num_features, "classes": classes}
+    log.info(
+        "%s: %s nodes,%s %s features, %d classes, %s labelled nodes",
+        graph.name, f"{graph.num_nodes:,}", edges, f"{graph.num_features:,}", classes, f"{counts.sum():,}",
+        extra={"fields": fields | {"labelled": int(counts.sum())}},
+    )  # fmt: skip
+    empty = np.flatnonzero(counts == 0)
+    if empty.size:
+        more = f" ({empty.size} such classes)" if empty.size > 1 else ""
+        log.warning("no node has the class %d%s, though classes go up to %d: they are counted from 0",
+                    empty[0], more, classes - 1)  # fmt: skip

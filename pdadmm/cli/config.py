@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdadmm.cli.common import early_flags
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import regular_file
 from pdadmm.versions import versions
 
@@ -40,7 +40,7 @@ class Config:
         try:
             self.values = tomllib.loads(regular_file(self.path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError("config", self.path, "a readable TOML file", str(error)) from None
+            raise InputError("config", self.path, "a readable TOML file", reason_of(error)) from None
         table = self.values.pop(VERSIONS, {})
         if not isinstance(table, dict):
             raise InputError("config", f"{self.path}, {VERSIONS}", "a table")

@@ -54,7 +54,7 @@ def _lines() -> Iterator[tuple[str, bool | None, str]]:
         return
     mpiexec = doctor.starter()
     if mpiexec is None:
-        yield "mpi", None, "none: mpi4py or mpiexec is missing (pip install 'pdadmm[mpi]' mpich); one process works"
+        yield "mpi", None, "none: mpi4py or mpiexec is missing (pip install mpi4py mpich); one process works"
         return
     answer: dict[str, Any] = {}
     passed, told = doctor.run_check(lambda: answer.update(doctor.launch_ranks(mpiexec)) or answer["told"])

@@ -26,6 +26,7 @@ FILES = {
     "trace": "trace.json",
     "checkpoint": "checkpoints",
 }
+COPIED = ("summary", "history", "save")
 HEAD = """\
 # pdadmm train --config {name} repeats this run; flags on the command line win over these.
 # The same bits come from the same versions, threads (OMP_NUM_THREADS where not set here) and kind of processor.
@@ -33,19 +34,24 @@ HEAD = """\
 
 
 def place(given: argparse.Namespace) -> None:
-    """Put the results of a run with --run into its folder; InputError for a place that is named twice or not at all."""
+    """Put the results of a run with --run into its folder; ``given.copies``: flag -> where else one is wanted.
+
+    InputError for a place that is named twice or not at all.
+    """
+    given.copies = {}
     if given.run is None:
         if given.trace == "":
             raise InputError("trace", "without a FILE", "given a FILE", "or name a run folder with --run DIR")
         return
     for flag, name in FILES.items():
         asked = getattr(given, flag)
-        if asked:
+        if asked and flag not in COPIED:
             raise InputError(flag, asked, "left out with --run", f"the folder {given.run} has its {name}")
         # --ultra-wide leaves no model to save, and with --memory the scratch folder holds the checkpoints
         sliced = flag == "save" and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes")
         elsewhere = flag == "checkpoint" and getattr(given, "memory", None) is not None
         if (flag != "trace" or asked == "") and not (sliced or elsewhere):
+            given.copies |= {flag: asked} if asked else {}
             setattr(given, flag, os.path.join(given.run, name))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pdadmm.cli.common import (
     read_graph,
     solver_name,
     start_logging,
+    tell_graph,
 )
 from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
@@ -50,11 +52,13 @@ def run(arguments: list[str]) -> int:
     parser = _parser(solver, name, preset)
     given = parser.parse_args(config.words(parser))
     run_folder.place(given)
-    estimator = solver(**{field.name: getattr(given, field.name) for field in flags(solver)})
     start_logging(given)
+    checks = {field.name: field.metadata["check"] for field in flags(solver)}
+    estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
     config.tell_versions()
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport, estimator))
+    tell_graph(graph)
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
     base = resident_bytes()
@@ -88,8 +92,10 @@ def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argp
     from pdadmm.cli import Parser
 
     parser = Parser(
+        name,
         prog="pdadmm train",
-        description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks.",
+        description="Train a network on a graph. Under mpirun the layers, or the nodes, are spread over the ranks. "
+        f"These are the flags with --solver {name}; others have others: pdadmm train --solver adam --help.",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="flags from this file (TOML), as --run writes it; the command line's win"
@@ -127,6 +133,7 @@ def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> G
     graph = read_graph(given)
     estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
+        check_writable(argparse.Namespace(**given.copies), *given.copies)
         run_folder.begin(given, flags(type(estimator)))
         check_writable(given, "summary", "history", "save", "trace")
     return graph
@@ -159,6 +166,8 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
             estimator.history_.to_jsonl(given.history)
         if given.save:
             estimator.save(given.save)
+        for flag, path in given.copies.items():
+            shutil.copyfile(getattr(given, flag), path)
         if trace is not None:
             trace.write(given.trace)
     except OSError as error:

@@ -21,6 +21,7 @@ from pdadmm.cli.common import (
     read_graph,
     solver_name,
     start_logging,
+    tell_graph,
 )
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
@@ -51,6 +52,7 @@ def run(arguments: list[str]) -> int:
     start_logging(given)
     transport = make_transport()
     graph = together(transport, lambda: _graph(given, transport.rank))
+    tell_graph(graph)
     trials = tune(name, graph, budget, fixed, seed, _tell)
     best = best_trial(trials)
     if transport.rank == 0:
@@ -72,9 +74,11 @@ def _parser(solver: type, name: str) -> argparse.ArgumentParser:
     from pdadmm.cli import Parser
 
     parser = Parser(
+        name,
         prog="pdadmm tune",
         description="Random search by validation accuracy; trial 0 is the defaults. Flags of the solver that are "
-        "given are kept fixed, the others of its search space are searched.",
+        "given are kept fixed, the others of its search space are searched. "
+        f"These are the flags with --solver {name}; others have others: pdadmm tune --solver adam --help.",
     )
     add_data_flags(parser)
     add_solver_flag(parser, name)

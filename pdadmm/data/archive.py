@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 
 __all__ = ["unpack"]
 
@@ -46,7 +46,7 @@ def unpack(archive: Path, folder: Path, root: str, limit: int) -> Path:
         raise
     except Exception as problem:
         # A damaged zip surfaces as any of a dozen types.
-        value = f"{archive} ({problem or type(problem).__name__})"
+        value = f"{archive} ({reason_of(problem)})"
         raise InputError("download", value, "a complete zip archive", "remove it and fetch it again") from None
     return folder / root
 

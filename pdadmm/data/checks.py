@@ -166,9 +166,26 @@ def _refuse_bad_features(count: int, first: tuple[int, int] | None) -> None:
         raise InputError("features", value, "finite in float32", "replace or remove these values")
 
 
+def _without_names(labels: object) -> object:
+    """``labels``; InputError with the cure where they are names, or NaN stands for a class that is not known."""
+    try:
+        array = np.asarray(labels)
+    except (ValueError, TypeError, RuntimeError):  # told by whole_numbers
+        return labels
+    allowed = "class numbers, 0 and up, or -1 where the class is not known"
+    if array.dtype.kind in "USO" and array.ndim == 1 and array.size:
+        remedy = "number them: names, labels = numpy.unique(labels, return_inverse=True)"
+        raise InputError("labels", f"{array[0]} and other names", allowed, remedy)
+    if array.dtype.kind == "f" and array.ndim == 1 and np.isnan(array).any():
+        nodes = np.flatnonzero(np.isnan(array))
+        remedy = "numpy.where(numpy.isnan(labels), -1, labels)"
+        raise InputError("labels", f"nan at node {nodes[0]} ({nodes.size} such nodes)", allowed, remedy)
+    return array
+
+
 def check_labels(labels: object, num_nodes: int, num_classes: int | None) -> tuple[np.ndarray, int]:
     """``labels`` as int64 [V] and the number of classes (one more than the largest label unless given)."""
-    array = whole_numbers("labels", labels)
+    array = whole_numbers("labels", _without_names(labels))
     if array.shape != (num_nodes,):
         raise InputError("labels", f"{array.size} labels", f"one per node, {num_nodes}")
     array = np.ascontiguousarray(array, dtype=np.int64)

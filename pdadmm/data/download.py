@@ -14,7 +14,7 @@ from pdadmm.data.catalogue import DATASETS, Dataset, Remote
 from pdadmm.data.graph import Graph
 from pdadmm.data.registry import read_files
 from pdadmm.data.transfer import Watch, file_sha256, transfer
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import parse_json
 
 __all__ = ["LARGEST_READ", "Fetched", "check_statistics", "download_dataset"]
@@ -123,7 +123,7 @@ def _read_record(path: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError) as problem:
         remedy = "remove it to trust the next download as the first"
-        raise InputError("cache", f"{path} ({problem})", "a record of checksums", remedy) from None
+        raise InputError("cache", f"{path} ({reason_of(problem)})", "a record of checksums", remedy) from None
     return files
 
 

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from pdadmm.data.checks import as_numbers, check_csr, whole_numbers
 from pdadmm.data.graph import Graph
 from pdadmm.data.parts import class_numbers, nodes_in_masks
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import memory_bytes, regular_file
 
 __all__ = ["Arrays", "in_file", "npy_header", "opened_npz", "read_npy", "read_npz", "write_npz"]
@@ -149,8 +149,7 @@ def in_file(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, problem: Exception) -> InputError:
-    detail = str(problem) or type(problem).__name__
-    return InputError("dataset", f"{path} ({detail})", "a complete .npz file", "fetch the file again")
+    return InputError("dataset", f"{path} ({reason_of(problem)})", "a complete .npz file", "fetch the file again")
 
 
 class Arrays:
@@ -166,7 +165,7 @@ class Arrays:
             content = self._content(f"{key}.npy")
             return _parse_npy(content)
         except Exception as problem:
-            raise _damaged(self.path, ValueError(f"{key}: {problem or type(problem).__name__}")) from None
+            raise _damaged(self.path, ValueError(f"{key}: {reason_of(problem)}")) from None
 
     def _content(self, member: str) -> bytearray:
         info = self.archive.getinfo(member)
@@ -197,7 +196,7 @@ class Arrays:
                 raise ValueError(f"an array of {value.dtype}, not a text")
             return value.item().decode("latin-1") if value.dtype.kind == "S" else str(value.item())
         except Exception as problem:
-            raise _damaged(self.path, ValueError(f"{key}: {problem or type(problem).__name__}")) from None
+            raise _damaged(self.path, ValueError(f"{key}: {reason_of(problem)}")) from None
 
     def csr(self, prefix: str, values: bool = True) -> sp.csr_array:
         """The CSR matrix stored as ``prefix``_data, _indices, _indptr and _shape; float32, or int8 ones."""
@@ -237,7 +236,7 @@ def read_npy(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise InputError("dataset", str(path), "a file that exists", "check the folder") from None
     except Exception as problem:
-        value = f"{path} ({problem or type(problem).__name__})"
+        value = f"{path} ({reason_of(problem)})"
         raise InputError("dataset", value, "a complete .npy file of plain numbers", "fetch the file again") from None
 
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from pdadmm.data.checks import check_csr
 from pdadmm.data.graph import Graph
 from pdadmm.data.unpickle import Csr, InertUnpickler, RefusedError
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import regular_file
 
 __all__ = ["find_planetoid", "holds_planetoid", "read_planetoid", "read_planetoid_folder"]
@@ -180,5 +180,5 @@ def _load(path: Path) -> Any:
         raise InputError("dataset", value, allowed, "do not trust this file; fetch it again") from None
     except Exception as problem:
         # A damaged pickle surfaces as almost any type.
-        value = f"{path} ({problem or type(problem).__name__})"
+        value = f"{path} ({reason_of(problem)})"
         raise InputError("dataset", value, "a complete pickle", "fetch the file again") from None

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdadmm.data.csv_tables import holds_csv, read_csv
+from pdadmm.data.csv_tables import TABLES, holds_csv, read_csv
 from pdadmm.data.graph import Graph
 from pdadmm.data.graphsaint import holds_graphsaint, read_graphsaint
 from pdadmm.data.npz import read_npz
 from pdadmm.data.ogb import holds_ogb, read_ogb
 from pdadmm.data.planetoid import holds_planetoid, read_planetoid_folder
 from pdadmm.data.scipy_npz import holds_scipy, read_scipy
+from pdadmm.data.tables import find_table
 from pdadmm.errors import InputError
 
 __all__ = ["READERS", "Reader", "find_reader", "read_path"]
+
+_LISTED = "pdadmm datasets lists the formats and their files"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ def read_path(path: str | Path, name: str | None = None, own_split: str = "file"
         return row.read(path, name, own_split)
     if not path.exists():
         raise InputError("dataset", str(path), "a file or folder that exists", "check the path")
-    known = "; ".join(row.description for row in READERS.values())
-    allowed = f"in a format that can be read: {known}; or a folder with a graph.json, of pdadmm convert"
-    raise InputError("dataset", str(path), allowed)
+    if path.is_file():
+        table = path.name.removesuffix(".gz").endswith(".csv")
+        remedy = "give the folder, which has edges.csv, features.csv and labels.csv" if table else ""
+        raise InputError("dataset", f"the file {path}", "an .npz file, or a folder", remedy or _LISTED)
+    files = sorted(entry.name for entry in path.iterdir())
+    lacking = [f"{stem}.csv" for stem in TABLES if find_table(path, stem) is None]
+    if len(lacking) < len(TABLES) or any(".csv" in Path(file).suffixes for file in files):
+        shown = ", ".join(files[:8]) + (", .." if len(files) > 8 else "")
+        remedy = f"it has {shown}, and lacks {', '.join(lacking)}"
+        raise InputError("dataset", f"the folder {path}", "one with edges.csv, features.csv and labels.csv", remedy)
+    raise InputError("dataset", f"the folder {path}", f"in one of the formats {', '.join(READERS)}", _LISTED)

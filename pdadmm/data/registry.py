@@ -101,8 +101,10 @@ def read_files(row: Dataset, folder: Path) -> Graph | None:
 
 
 def _unknown(text: str) -> InputError:
+    if any(mark in text for mark in ("/", "\\")) or Path(text).suffix in (".csv", ".gz", ".npy"):
+        return InputError("dataset", text, "a file or folder that exists", "check the path")
     known = [f"{row.name} or {row.form}" if row.form else row.name for row in DATASETS.values()]
     close = difflib.get_close_matches(text.lower().partition(":")[0], DATASETS, n=2)
     remedy = f"did you mean {' or '.join(close)}?" if close else ""
-    allowed = f"one of {', '.join(known)}, or the path of an .npz file or of a folder in a known format"
-    return InputError("dataset", text, allowed, remedy)
+    value = f"{text}, of which there is no file or folder here"
+    return InputError("dataset", value, f"a path that exists, or one of {', '.join(known)}", remedy)

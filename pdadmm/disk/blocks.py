@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pdadmm.data.npz import npy_header
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import flush_folder
 
 __all__ = [
@@ -151,7 +151,8 @@ class DiskArray:
         except Exception as problem:  # numpy's header reader raises a dozen kinds
             os.close(self.file)
             remedy = "write it with numpy.save(file, numpy.ascontiguousarray(array))"
-            raise InputError("file", f"{path} ({problem})", "an .npy file of plain numbers", remedy) from None
+            value = f"{path} ({reason_of(problem)})"
+            raise InputError("file", value, "an .npy file of plain numbers", remedy) from None
 
     @property
     def row_bytes(self) -> int:

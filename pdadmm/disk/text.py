@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from pdadmm.disk.blocks import DiskArray, Traffic
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 
 __all__ = ["number_blocks"]
 
@@ -34,8 +34,7 @@ def number_blocks(path: Path, columns: int, size: int, traffic: Traffic | None =
         with open(path, "rb") as file, gzip.open(file) if path.suffix == ".gz" else file as stream:
             yield from _from_text(cast(BinaryIO, stream), path, columns, size, traffic)
     except (OSError, EOFError) as error:  # a damaged gzip is one of both
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError("file", str(path), "a file that can be read", reason) from None
+        raise InputError("file", str(path), "a file that can be read", reason_of(error)) from None
 
 
 def _from_npy(path: Path, columns: int, size: int, traffic: Traffic | None) -> Iterator[np.ndarray]:

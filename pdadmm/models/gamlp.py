@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pdadmm.admm.activations import get_activation
 from pdadmm.augment import Augmenter
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import parse_json, regular_file
 from pdadmm.quantize import digest
 
@@ -118,8 +118,8 @@ def model_digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return state.hexdigest()
 
 
-def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, list]:
-    """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes.
+def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, np.ndarray]:
+    """Read what ``save_model`` wrote: the model, its augmenter (or None) and its classes, as ``classes_`` has them.
 
     Raises InputError for a missing, damaged or foreign file; nothing in the file is ever executed, and shapes are
     compared before memory is taken.
@@ -135,11 +135,10 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, 
     except (
         OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError,
     ) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError("model", str(path), "a file written by save_model", reason) from None
+        raise InputError("model", str(path), "a file written by save_model", reason_of(error)) from None
 
 
-def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | GNN, Augmenter | None, list]:
+def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | GNN, Augmenter | None, np.ndarray]:
     """Return what a description and its tensors stand for; any error of Python where they do not fit."""
     network, widths, classes = _network(config), config["widths"], config["classes"]
     if not isinstance(widths, list) or len(widths) < 2 or not all(type(n) is int and n > 0 for n in widths):
@@ -159,4 +158,4 @@ def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | 
     if config["augment"] is not None:
         arrays = {name: tensors[f"augment.{name}"].numpy() for name in ("shift", "scale")}
         augmenter = Augmenter.from_state(config["augment"], arrays)
-    return model.eval(), augmenter, classes
+    return model.eval(), augmenter, np.asarray(classes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, reason_of
 from pdadmm.files import is_number, parse_json, regular_file
 from pdadmm.history import History
 
@@ -58,7 +58,7 @@ def _read(path: Path, parse: Any) -> Any:
     try:
         return parse(regular_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError("RUN_DIR", str(path), "a file that pdadmm train --run wrote", str(error)) from None
+        raise InputError("RUN_DIR", str(path), "a file that pdadmm train --run wrote", reason_of(error)) from None
 
 
 def _spans(text: str) -> list[list[Span]]:

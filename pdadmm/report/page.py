@@ -49,7 +49,8 @@ def page(run: RunFolder) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body>\n'
+        f'<link rel="icon" href="data:,"><title>{escape(run.name)}: {escape(title)}</title>\n'
+        f"<style>\n{style}</style></head>\n<body>\n"
         f"<header><h1>{escape(title)}</h1>\n<p>{escape(_about(run))}</p>\n{tables.key_figures(summary)}</header>\n"
         f"{body}<footer><p class=missing>Written by pdadmm {escape(__version__)}.</p></footer>\n</body></html>\n"
     )

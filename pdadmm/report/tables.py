@@ -85,7 +85,7 @@ def confusion(counts: Any) -> str:
     mistakes = sorted(
         ((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n), key=lambda m: -m[0]
     )[:MISTAKES]
-    told = ", ".join(f"{i} as {j} ({n:,})" for n, i, j in mistakes)
+    told = ", ".join(f"class {i} taken for class {j} ({n:,} nodes)" for n, i, j in mistakes)
     text = f"<p>Most frequent mistakes: {told}.</p>\n" if told else "<p>No mistakes.</p>\n"
     if len(counts) > MOST_CLASSES:
         return text + f"<p>The matrix of {len(counts)} classes is in summary.json.</p>\n"
