@@ -237,5 +237,5 @@ def test_a_header_that_lies_is_refused(folder, key):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a folder with a graph\.json"):
+    with pytest.raises(InputError, match=r"one of the formats npz, .* disk, csv; pdadmm datasets lists"):
         load_dataset(tmp_path)
