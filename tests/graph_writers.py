@@ -153,7 +153,7 @@ def write_csv(graph: Graph, folder: Path, separator: str = ",", names: bool = Fa
 
 def write_disk(graph: Graph, folder: Path) -> Path:
     parts = graph.indptr, graph.indices, None, dense(graph), graph.labels, graph.splits, graph.name
-    write_graph(Graph(*parts, graph.num_classes), folder)
+    write_graph(Graph(*parts, graph.num_classes or None), folder)
     return folder
 
 
