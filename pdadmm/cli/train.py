@@ -123,7 +123,8 @@ def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> G
     """Read the graph and its split; check early that the results can be written."""
     if given.save and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes"):
         raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
-    graph = read_graph(given)
+    on_disk = estimator.network == "GNN" and getattr(given, "memory", None) is not None
+    graph = read_graph(given, on_disk)
     estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
         run_folder.begin(given, flags(type(estimator)))

@@ -10,21 +10,23 @@ import scipy.sparse as sp
 from pdadmm.baselines.dropout import node_bits
 from pdadmm.baselines.shards import run_of
 from pdadmm.data.splits import generator
+from pdadmm.disk.graph import row_blocks
 from pdadmm.models.gnn import Aggregation
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
 __all__ = ["NeighbourSampler"]
 
+ENTRIES = 1 << 18  # of S that are looked at together
 NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.baselines.initial
 
 
 class NeighbourSampler:
     """Batches of training nodes, each layer with at most ``fanout`` neighbours of every node.
 
-    A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / fanout, so that the
-    sum's expectation is (S h)_i. The diagonal of S is kept as it is. Every node is computed once a layer, whoever
-    reads it. A draw is keyed by (seed, iteration, step, layer, edge): ranks share a batch's training nodes and
-    draw for them what one process would. ``fanouts`` are of layers 1 to L; layer L is drawn first.
+    A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / (neighbours
+    drawn), so that the sum's expectation is (S h)_i. The diagonal of S is kept as it is. Every node is computed once a
+    layer, whoever reads it. A draw is keyed by (seed, iteration, step, layer, edge): ranks share a batch's training
+    nodes and draw for them what one process would. ``fanouts`` are of layers 1 to L; layer L is drawn first.
     """
 
     def __init__(
@@ -39,7 +41,10 @@ class NeighbourSampler:
         order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
         batch = self.train[order[step * self.size : (step + 1) * self.size]]
         own = run_of(len(batch), rank, ranks)
-        nodes = batch[own.start : own.stop]
+        return self._sampled(batch[own.start : own.stop], iteration, step)
+
+    def _sampled(self, nodes: np.ndarray, iteration: int, step: int) -> list[Batch]:
+        """Return the batch of these training nodes, none of no nodes."""
         if not len(nodes):
             return []
         targets, operators, sources = nodes, [], []
@@ -50,25 +55,50 @@ class NeighbourSampler:
             sources.insert(0, targets)
         return [Batch(sources, operators, np.arange(len(nodes)), nodes, float(len(nodes)))]
 
+    # Rows of S: a sampler whose rows are not all at hand says otherwise
+
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        """Return how many entries these rows of S have, at the least."""
+        return self.S.indptr[targets + 1] - self.S.indptr[targets]
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of these rows' entries in S, which of ``targets`` each is in, and their columns."""
+        found, counts = entries_of(self.S, targets)
+        return found, np.repeat(np.arange(len(targets)), counts), self.S.indices[found]
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the entries of these numbers, rows ``nodes`` and ``columns``."""
+        return self.S.data[found]
+
+    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
+        """Return which of these nodes may be read: all."""
+        return np.ones(len(columns), bool)
+
     def _block(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[sp.csr_array, np.ndarray]:
         """Return the sampled rows ``targets`` of S, and the nodes of its columns, the targets first."""
-        found, counts = entries_of(self.S, targets)
-        rows = np.repeat(np.arange(len(targets)), counts)
-        columns = self.S.indices[found]
-        proper = columns != targets[rows]
-        degree = np.bincount(rows[proper], minlength=len(targets))
-        kept = self._kept(found, rows, proper & (degree[rows] > fanout), fanout, key)
-        found, rows, columns, proper = found[kept], rows[kept], columns[kept], proper[kept]
-        data = self.S.data[found]
-        data[proper] *= np.maximum(degree / fanout, 1.0)[rows[proper]].astype(data.dtype)
+        edges = np.append(0, np.cumsum(self._counts(targets), dtype=np.int64))
+        parts = [self._picked(targets[a:b], fanout, key) for a, b in row_blocks(edges, ENTRIES)]
+        counts, columns, data = (np.concatenate(part) for part in zip(*parts))
         self.place[targets] = np.arange(len(targets))
         new = np.unique(columns[self.place[columns] < 0])
         self.place[new] = np.arange(len(targets), len(targets) + len(new))
         local = self.place[columns]
         sources = np.concatenate([targets, new])
         self.place[sources] = -1
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(targets)))])
-        return csr(data, local, indptr, len(sources)), sources
+        return csr(data, local, np.append(0, np.cumsum(counts)), len(sources)), sources
+
+    def _picked(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        """Return how many entries of each of these rows stay, and the columns and values of those."""
+        found, rows, columns = self._entries(targets)
+        proper = columns != targets[rows]
+        there = self._at_hand(columns)
+        degree = np.bincount(rows[proper], minlength=len(targets))
+        choice = np.bincount(rows[proper & there], minlength=len(targets))
+        kept = there & self._kept(found, rows, proper & there & (choice[rows] > fanout), fanout, key)
+        found, rows, columns, proper = found[kept], rows[kept], columns[kept], proper[kept]
+        data = self._values(found, targets[rows], columns)
+        data[proper] *= (degree / np.clip(choice, 1, fanout))[rows[proper]].astype(data.dtype)
+        return np.bincount(rows, minlength=len(targets)), columns, data
 
     @staticmethod
     def _kept(

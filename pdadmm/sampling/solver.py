@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,6 @@ class SampledSolver(Driver):
     ) -> None:
         super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.features, self.sampler = problem, features, sampler
-        self.whole, self.members = whole_graph(Aggregation(problem.S), settings.layers, problem.parts)
         self.steps, self.times = 0, Breakdown()
         features.times = self.times
 
@@ -118,13 +118,19 @@ class SampledSolver(Driver):
         size, item = self.transport.size, torch.empty((), dtype=self.dtype).element_size()
         return self.sampler.steps * size * ring_bytes(numbers * item, size)
 
+    @cached_property
+    def _whole(self) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch of all nodes, and which of its outputs are in which part."""
+        return whole_graph(Aggregation(self.problem.S), self.settings.layers, self.problem.parts)
+
     def _evaluate(self) -> dict[str, float]:
         found = None
         if self.transport.rank == 0:
+            whole, members = self._whole
             with torch.no_grad():
                 s = self.settings
-                logits = batch_logits(s.architecture, self.whole, self.features, self.layers(), s.activation)
-            found = tally(logits, self.problem.y[torch.from_numpy(self.whole.nodes)], self.members)
+                logits = batch_logits(s.architecture, whole, self.features, self.layers(), s.activation)
+            found = tally(logits, self.problem.y[torch.from_numpy(whole.nodes)], members)
         found = self.transport.bcast(found, kind="evaluation")
         self._check(not found["bad"])
         return scores([found], {part: len(own) for part, own in self.problem.parts.items()})
