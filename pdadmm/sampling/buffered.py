@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdadmm.disk.buffer import PartitionBuffer
 from pdadmm.sampling.batch import Batch, csr, stretches
-from pdadmm.sampling.neighbours import NeighbourSampler
+from pdadmm.sampling.neighbours import Neighbourhoods
 from pdadmm.sampling.network import Features
 from pdadmm.sampling.states import BufferStates
 
@@ -62,25 +62,24 @@ class OperatorRows:
         return csr(self.values(nodes[rows], columns), columns, np.append(0, np.cumsum(counts)), len(self.indptr) - 1)
 
 
-class BufferSampler(NeighbourSampler):
+class BufferSampler(Neighbourhoods):
     """Batches of training nodes with neighbours out of those in the buffer.
 
-    ``begin`` draws an iteration's states and steps; ``enter`` brings a step's state into the buffer. A node's
-    neighbours are drawn among those in the buffer, and their entries of S multiplied by degree / (neighbours drawn);
-    where none is there, the diagonal is all. A batch's own nodes are always there. With the whole graph in the
-    buffer the batches are those of NeighbourSampler, bit for bit.
+    ``begin`` draws an iteration's states and steps. A step has as many training nodes as in memory; where their
+    partitions are in several states of the buffer, it has a batch in each. A node's neighbours are drawn among those in
+    the buffer, and their entries of S multiplied by degree / (neighbours drawn); where none is there, the diagonal is
+    all. With the whole graph in the buffer the batches are those of NeighbourSampler, bit for bit.
     """
 
     def __init__(
         self, rows: OperatorRows, buffer: PartitionBuffer, states: BufferStates, fanouts: Sequence[int],
         batch_size: int | None, seed: int,
     ) -> None:  # fmt: skip
-        self.S_rows, self.buffer, self.states = rows, buffer, states
-        self.train, self.fanouts, self.seed = states.train, fanouts, seed
-        self.size = min(batch_size or len(self.train), len(self.train))
-        self.place = np.full(buffer.cut.nodes, -1, np.int64)
+        super().__init__(buffer.cut.nodes, fanouts, seed)
+        self.rows, self.buffer, self.states = rows, buffer, states
+        self.size = min(batch_size or len(states.train), len(states.train))
         self.iteration, self.steps = 0, 0  # of the iteration that was begun
-        self.plan: list[tuple[int, np.ndarray]] = []
+        self.plan: list[list[tuple[int, np.ndarray]]] = []
         self.entered: tuple[int, int] | None = None  # iteration and state that the buffer is in
 
     def begin(self, iteration: int) -> None:
@@ -89,30 +88,32 @@ class BufferSampler(NeighbourSampler):
             self.iteration, self.plan = iteration, self.states.steps_of(iteration, self.size)
             self.steps = len(self.plan)
 
-    def enter(self, step: int) -> None:
-        """Hold the partitions of a step's state, and begin to read what the next state has beyond them."""
-        state = self.plan[step][0]
+    def pieces(self, step: int) -> list[tuple[int, np.ndarray]]:
+        """Return (state, training nodes) of a step's batches, in turn."""
+        return self.plan[step]
+
+    def enter(self, state: int) -> None:
+        """Hold the partitions of a state, and begin to read what the next state has beyond them."""
         if self.entered == (self.iteration, state):
             return
-        later = next((other for other, _ in self.plan[step + 1 :] if other != state), None)
-        then = np.empty(0, np.int64) if later is None else self.states.partitions(self.iteration, later)
+        later = [other for step in self.plan for other, _ in step if other > state]
+        then = self.states.partitions(self.iteration, min(later)) if later else np.empty(0, np.int64)
         self.buffer.hold(self.states.partitions(self.iteration, state).tolist(), then.tolist())
         self.entered = self.iteration, state
 
-    def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
-        self.begin(iteration)
-        self.enter(step)
-        return self._sampled(self.plan[step][1], iteration, step)
+    def batch(self, step: int, nodes: np.ndarray) -> list[Batch]:
+        """Return the batch of some of a step's training nodes, in the state that was entered."""
+        return self._sampled(nodes, self.iteration, step)
 
     def _counts(self, targets: np.ndarray) -> np.ndarray:
-        return self.S_rows.degrees(targets)
+        return self.rows.degrees(targets)
 
     def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = stretches(self.buffer.places("columns", targets), self.S_rows.degrees(targets))
-        return self.S_rows.entries(targets, self.buffer.pools["columns"].numbers[found])
+        found = stretches(self.buffer.places("columns", targets), self.rows.degrees(targets))
+        return self.rows.entries(targets, self.buffer.pools["columns"].numbers[found])
 
     def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return self.S_rows.values(nodes, columns)
+        return self.rows.values(nodes, columns)
 
     def _at_hand(self, columns: np.ndarray) -> np.ndarray:
         return self.buffer.holds(columns)

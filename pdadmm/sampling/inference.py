@@ -70,8 +70,8 @@ class DiskInference:
         z = (S (h W^T)) + b          gcn            z = h W_1^T + M (h W_2^T) + b          sage, W = [W_1, W_2]
 
     h is read in blocks of rows and multiplied with W^T; then S, read in blocks of rows, is applied to slices of
-    columns, in memory one at a time. A layer's output goes to a file, the next one's input. Equal to ``infer`` to
-    rounding.
+    columns, in memory one at a time. The products go to files where they have more columns than ``width``. A layer's
+    output goes to a file, the next one's input. Equal to ``infer`` to rounding.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DiskInference:
     ) -> None:
         """Write f(z), or z itself of the last layer, to ``out``."""
         *first, last = W.chunk(ARCHITECTURES[self.architecture].copies, dim=1)
-        kept = len(out.slices) == 1  # then the products need no files
+        kept = out.shape[1] * (1 + len(first)) <= self.width  # then the products need no files
         products: list[_InMemory | ColumnFile] = [
             _InMemory(out.shape, out.dtype) if kept else self._file(name, out.shape[1])
             for name in ("mixed", "own")[: 1 + len(first)]

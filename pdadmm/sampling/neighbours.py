@@ -14,34 +14,40 @@ from pdadmm.disk.graph import row_blocks
 from pdadmm.models.gnn import Aggregation
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
-__all__ = ["NeighbourSampler"]
+__all__ = ["NeighbourSampler", "Neighbourhoods"]
 
 ENTRIES = 1 << 18  # of S that are looked at together
 NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.baselines.initial
 
 
-class NeighbourSampler:
-    """Batches of training nodes, each layer with at most ``fanout`` neighbours of every node.
+class Neighbourhoods:
+    """Batches of given training nodes, each layer with at most ``fanout`` neighbours of every node.
 
     A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / (neighbours
     drawn), so that the sum's expectation is (S h)_i. The diagonal of S is kept as it is. Every node is computed once a
-    layer, whoever reads it. A draw is keyed by (seed, iteration, step, layer, edge): ranks share a batch's training
-    nodes and draw for them what one process would. ``fanouts`` are of layers 1 to L; layer L is drawn first.
+    layer, whoever reads it. A draw is keyed by (seed, iteration, step, layer, edge). ``fanouts`` are of layers 1 to L;
+    layer L is drawn first. A sampler says what the rows of S are, and which nodes are at hand.
     """
 
-    def __init__(
-        self, S: sp.csr_array, train: np.ndarray, fanouts: Sequence[int], batch_size: int | None, seed: int
-    ) -> None:
-        self.S, self.train, self.fanouts, self.seed = S, train, fanouts, seed
-        self.size = min(batch_size or len(train), len(train))
-        self.steps = -(-len(train) // self.size)
-        self.place = np.full(S.shape[0], -1, np.int64)
+    def __init__(self, nodes: int, fanouts: Sequence[int], seed: int) -> None:
+        self.fanouts, self.seed = fanouts, seed
+        self.place = np.full(nodes, -1, np.int64)
 
-    def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
-        order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
-        batch = self.train[order[step * self.size : (step + 1) * self.size]]
-        own = run_of(len(batch), rank, ranks)
-        return self._sampled(batch[own.start : own.stop], iteration, step)
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        """Return how many entries these rows of S have, but for the diagonal's."""
+        raise NotImplementedError
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of these rows' entries in S, which of ``targets`` each is in, and their columns."""
+        raise NotImplementedError
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the entries of these numbers, rows ``nodes`` and ``columns``."""
+        raise NotImplementedError
+
+    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
+        """Return which of these nodes may be read."""
+        raise NotImplementedError
 
     def _sampled(self, nodes: np.ndarray, iteration: int, step: int) -> list[Batch]:
         """Return the batch of these training nodes, none of no nodes."""
@@ -54,25 +60,6 @@ class NeighbourSampler:
             operators.insert(0, Aggregation(block))
             sources.insert(0, targets)
         return [Batch(sources, operators, np.arange(len(nodes)), nodes, float(len(nodes)))]
-
-    # Rows of S: a sampler whose rows are not all at hand says otherwise
-
-    def _counts(self, targets: np.ndarray) -> np.ndarray:
-        """Return how many entries these rows of S have, at the least."""
-        return self.S.indptr[targets + 1] - self.S.indptr[targets]
-
-    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the numbers of these rows' entries in S, which of ``targets`` each is in, and their columns."""
-        found, counts = entries_of(self.S, targets)
-        return found, np.repeat(np.arange(len(targets)), counts), self.S.indices[found]
-
-    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return the entries of these numbers, rows ``nodes`` and ``columns``."""
-        return self.S.data[found]
-
-    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
-        """Return which of these nodes may be read: all."""
-        return np.ones(len(columns), bool)
 
     def _block(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[sp.csr_array, np.ndarray]:
         """Return the sampled rows ``targets`` of S, and the nodes of its columns, the targets first."""
@@ -116,3 +103,36 @@ class NeighbourSampler:
             place_in_row = np.arange(len(order)) - np.repeat(first, lengths)
             kept[order[place_in_row < fanout]] = True
         return kept
+
+
+class NeighbourSampler(Neighbourhoods):
+    """Steps of ``batch_size`` training nodes with sampled neighbours; ranks share a step's training nodes and draw for
+    them what one process would.
+    """
+
+    def __init__(
+        self, S: sp.csr_array, train: np.ndarray, fanouts: Sequence[int], batch_size: int | None, seed: int
+    ) -> None:
+        super().__init__(S.shape[0], fanouts, seed)
+        self.S, self.train = S, train
+        self.size = min(batch_size or len(train), len(train))
+        self.steps = -(-len(train) // self.size)
+
+    def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
+        order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
+        batch = self.train[order[step * self.size : (step + 1) * self.size]]
+        own = run_of(len(batch), rank, ranks)
+        return self._sampled(batch[own.start : own.stop], iteration, step)
+
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        return self.S.indptr[targets + 1] - self.S.indptr[targets]
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found, counts = entries_of(self.S, targets)
+        return found, np.repeat(np.arange(len(targets)), counts), self.S.indices[found]
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.S.data[found]
+
+    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
+        return np.ones(len(columns), bool)

@@ -69,9 +69,9 @@ class Needs:
         return sum(longest_stretch(cut, starts) * size for size, starts in self.files)
 
     def evaluation(self, width: int) -> int:
-        """Bytes of exact inference with slices of ``width`` columns."""
+        """Bytes of exact inference with ``width`` columns in memory."""
         blocks = (4 * self.number_bytes + ENTRY_BYTES // 4) * BLOCK_NUMBERS
-        return self.copies * self.nodes * width * self.number_bytes + blocks
+        return self.nodes * width * self.number_bytes + blocks
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def plan_buffer(needs: Needs, memory: int, share: float) -> BufferPlan:
 
     Raises InputError where none does, with the least that would do.
     """
-    least, most = math.inf, max(needs.widths[1:])
+    least, most = math.inf, needs.copies * max(needs.widths[1:])
     part = share
     while part >= LEAST_SHARE:
         cut, slots = _cut(needs, part)

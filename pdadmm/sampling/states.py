@@ -18,8 +18,9 @@ class BufferStates:
     drawn at random; a state without training nodes is passed over. With ``held`` = ``count`` there is one state, and
     the training nodes are in the order in which NeighbourSampler has them.
 
-    >>> BufferStates(np.arange(8), 2, 4, held=2, swapped=1, seed=0).steps_of(1, 3)[0][0]
-    0
+    >>> states = BufferStates(np.arange(8), 2, 4, held=2, swapped=1, seed=0)
+    >>> [sum(len(nodes) for _, nodes in step) for step in states.steps_of(1, 3)]
+    [3, 3, 2]
     """
 
     def __init__(self, train: np.ndarray, rows: int, count: int, held: int, swapped: int, seed: int) -> None:
@@ -57,11 +58,15 @@ class BufferStates:
         by_state = shuffled[np.argsort(state, kind="stable")]
         return np.split(by_state, np.cumsum(np.bincount(state, minlength=self.number))[:-1])
 
-    def steps_of(self, iteration: int, size: int) -> list[tuple[int, np.ndarray]]:
-        """Return (state, training nodes) of every step: at most ``size`` nodes, a state's steps about alike."""
-        found = []
-        for state, nodes in enumerate(self.nodes(iteration)):
-            steps = -(-len(nodes) // size)
-            each = size if self.number == 1 else -(-len(nodes) // max(1, steps))
-            found += [(state, nodes[step * each : (step + 1) * each]) for step in range(steps)]
-        return found
+    def steps_of(self, iteration: int, size: int) -> list[list[tuple[int, np.ndarray]]]:
+        """Return every step's (state, training nodes) in turn: ``size`` nodes a step, fewer in the last."""
+        nodes = self.nodes(iteration)
+        ends = np.cumsum([len(own) for own in nodes])
+        steps: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(-(-len(self.train) // size))]
+        for state, (own, end) in enumerate(zip(nodes, ends)):
+            first = int(end) - len(own)
+            cuts = np.arange(first // size, -(-int(end) // size) + 1) * size
+            for start, stop in zip(cuts[:-1].clip(first), cuts[1:].clip(max=end)):
+                if start < stop:
+                    steps[int(start) // size].append((state, own[start - first : stop - first]))
+        return steps

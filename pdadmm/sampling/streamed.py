@@ -23,6 +23,7 @@ from pdadmm.disk.graph import DiskGraph, write_graph
 from pdadmm.errors import InputError
 from pdadmm.models.gnn import ARCHITECTURES
 from pdadmm.parallel.transport import Transport
+from pdadmm.sampling.batch import Batch
 from pdadmm.sampling.buffered import BufferFeatures, BufferSampler, OperatorRows
 from pdadmm.sampling.inference import DiskInference
 from pdadmm.sampling.network import DENSE
@@ -200,10 +201,13 @@ class StreamedSolver(SampledSolver):
         with on_disk(self.storage.folder):
             return super()._pass(iteration)
 
-    def _step(self, iteration: int, step: int) -> tuple[float, float]:
-        with self.times("waiting"):
-            self.states.enter(step)
-        return super()._step(iteration, step)
+    def _drawn(self, iteration: int, step: int) -> Iterator[Batch]:
+        for state, nodes in self.states.pieces(step):
+            with self.times("waiting"):
+                self.states.enter(state)
+            with self.times("sampling"):
+                batches = self.states.batch(step, nodes)
+            yield from batches
 
     def _evaluate(self) -> dict[str, float]:
         with torch.no_grad(), on_disk(self.storage.folder):
