@@ -195,7 +195,8 @@ def test_a_buffer_of_everything_gives_the_batches_of_memory(
 def test_rows_in_a_small_buffer_are_those_of_the_plain_form(
     tmp_path_factory, graph, architecture, rows, held, fanout, seed
 ):
-    """min(fanout, neighbours there) entries of S, times degree over their number; the diagonal as it is."""
+    """min(fanout, neighbours there) entries of S; the diagonal as it is. An entry counts by the inverse of the
+    probability that it is there: 1 in the node's own partition, else (c - 1) / (P - 1)."""
     train = graph.splits["train"]
     with opened(graph, tmp_path_factory.mktemp("graph") / "g") as disk:
         count = Cut(disk.num_nodes, rows).count
@@ -217,10 +218,27 @@ def test_rows_in_a_small_buffer_are_those_of_the_plain_form(
                     assert own.pop(int(node), 0.0) == S[node, node]
                     drawn = min(fanout, len(neighbours))
                     assert len(own) == drawn
+                    weights = {j: 1 if j // rows == node // rows else (count - 1) / (held - 1) for j in own}
                     for j, value in own.items():
                         assert j in neighbours
-                        assert value == pytest.approx(S[node, j] * degree[node] / drawn, rel=1e-12)
+                        share = weights[j] / sum(weights.values())
+                        assert value == pytest.approx(S[node, j] * degree[node] * share, rel=1e-12)
         buffer.close()
+
+
+def test_a_neighbour_that_is_seldom_there_counts_more(tmp_path):
+    """By hand: on the path 0-1-2-3-4-5 in pairs, two of three pairs held, node 1 sees 0 always, 2 every other time."""
+    path = np.array([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
+    graph = Graph.from_edges(path, np.zeros((6, 1)), np.zeros(6, int), {"train": [1], "val": [], "test": []})
+    seen = set()
+    with opened(graph, tmp_path / "g") as disk:
+        states, kind = BufferStates(np.array([1]), 2, 3, 2, 1, 0), OperatorRows(disk.indptr(), "sage", "float64")
+        sampler = BufferSampler(kind, buffer_of(disk, 2, 3), states, (5,), None, 0)
+        for iteration in range(1, 20):
+            (batch,) = batches_of(sampler, iteration)
+            block, sources = batch.operators[0].S.toarray()[0], batch.sources[0].tolist()
+            seen.add(tuple((node, round(value, 9)) for node, value in sorted(zip(sources, block.tolist()))))
+    assert seen == {((0, 1.0), (1, 0.0)), ((0, round(1 / 3, 9)), (1, 0.0), (2, round(2 / 3, 9)))}
 
 
 # Features and evaluation

@@ -67,8 +67,9 @@ class BufferSampler(Neighbourhoods):
 
     ``begin`` draws an iteration's states and steps. A step has as many training nodes as in memory; where their
     partitions are in several states of the buffer, it has a batch in each. A node's neighbours are drawn among those in
-    the buffer, and their entries of S multiplied by degree / (neighbours drawn); where none is there, the diagonal is
-    all. With the whole graph in the buffer the batches are those of NeighbourSampler, bit for bit.
+    the buffer; those of its own partition are always there, and count less than those of others (see Neighbourhoods).
+    Where none is there, the diagonal is all. With the whole graph in the buffer the batches are those of
+    NeighbourSampler, bit for bit.
     """
 
     def __init__(
@@ -115,8 +116,12 @@ class BufferSampler(Neighbourhoods):
     def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return self.rows.values(nodes, columns)
 
-    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
-        return self.buffer.holds(columns)
+    def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """1 in a node's own partition; two partitions are in one state with probability (c - 1) / (P - 1)."""
+        cut = self.buffer.cut
+        together = (self.states.held - 1) / max(1, cut.count - 1)
+        chances = np.where(cut.of(nodes) == cut.of(columns), 1.0, together)
+        return chances * self.buffer.holds(columns)
 
 
 class BufferFeatures(Features):

@@ -24,7 +24,8 @@ class Neighbourhoods:
     """Batches of given training nodes, each layer with at most ``fanout`` neighbours of every node.
 
     A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / (neighbours
-    drawn), so that the sum's expectation is (S h)_i. The diagonal of S is kept as it is. Every node is computed once a
+    drawn), so that the sum's expectation is (S h)_i. Where a neighbour is not always at hand, but with a probability, it
+    counts by its inverse (Hajek's ratio): degree x (1 / probability) / (sum of those of the drawn). The diagonal of S is kept as it is. Every node is computed once a
     layer, whoever reads it. A draw is keyed by (seed, iteration, step, layer, edge). ``fanouts`` are of layers 1 to L;
     layer L is drawn first. A sampler says what the rows of S are, and which nodes are at hand.
     """
@@ -45,8 +46,8 @@ class Neighbourhoods:
         """Return the entries of these numbers, rows ``nodes`` and ``columns``."""
         raise NotImplementedError
 
-    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
-        """Return which of these nodes may be read."""
+    def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return with which probability each of ``columns`` can be read by the node beside it, 0 where it cannot now."""
         raise NotImplementedError
 
     def _sampled(self, nodes: np.ndarray, iteration: int, step: int) -> list[Batch]:
@@ -78,13 +79,16 @@ class Neighbourhoods:
         """Return how many entries of each of these rows stay, and the columns and values of those."""
         found, rows, columns = self._entries(targets)
         proper = columns != targets[rows]
-        there = self._at_hand(columns)
+        chances = self._chances(targets[rows], columns)
+        there = chances > 0.0
         degree = np.bincount(rows[proper], minlength=len(targets))
         choice = np.bincount(rows[proper & there], minlength=len(targets))
         kept = there & self._kept(found, rows, proper & there & (choice[rows] > fanout), fanout, key)
         found, rows, columns, proper = found[kept], rows[kept], columns[kept], proper[kept]
-        data = self._values(found, targets[rows], columns)
-        data[proper] *= (degree / np.clip(choice, 1, fanout))[rows[proper]].astype(data.dtype)
+        data, weights = self._values(found, targets[rows], columns), 1.0 / chances[kept][proper]
+        sums = np.bincount(rows[proper], weights, minlength=len(targets))
+        scale = degree / np.where(sums > 0.0, sums, 1.0)
+        data[proper] *= (scale[rows[proper]] * weights).astype(data.dtype)
         return np.bincount(rows, minlength=len(targets)), columns, data
 
     @staticmethod
@@ -134,5 +138,5 @@ class NeighbourSampler(Neighbourhoods):
     def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return self.S.data[found]
 
-    def _at_hand(self, columns: np.ndarray) -> np.ndarray:
-        return np.ones(len(columns), bool)
+    def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return np.ones(len(columns))
