@@ -24,10 +24,11 @@ class Neighbourhoods:
     """Batches of given training nodes, each layer with at most ``fanout`` neighbours of every node.
 
     A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / (neighbours
-    drawn), so that the sum's expectation is (S h)_i. Where a neighbour is not always at hand, but with a probability, it
-    counts by its inverse (Hajek's ratio): degree x (1 / probability) / (sum of those of the drawn). The diagonal of S is kept as it is. Every node is computed once a
-    layer, whoever reads it. A draw is keyed by (seed, iteration, step, layer, edge). ``fanouts`` are of layers 1 to L;
-    layer L is drawn first. A sampler says what the rows of S are, and which nodes are at hand.
+    drawn), so that the sum's expectation is (S h)_i. Where a neighbour is at hand only with a probability, it counts by
+    the inverse: the factor is degree (1 / probability) / (sum of 1 / probability of those drawn), Hajek's ratio. The
+    diagonal of S is kept as it is. Every node is computed once a layer, whoever reads it. A draw is keyed by
+    (seed, iteration, step, layer, edge). ``fanouts`` are of layers 1 to L; layer L is drawn first. A sampler says what
+    the rows of S are, and which nodes are at hand.
     """
 
     def __init__(self, nodes: int, fanouts: Sequence[int], seed: int) -> None:
@@ -47,7 +48,7 @@ class Neighbourhoods:
         raise NotImplementedError
 
     def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return with which probability each of ``columns`` can be read by the node beside it, 0 where it cannot now."""
+        """Return with which probability the nodes ``columns`` can be read for these nodes; 0 where they cannot now."""
         raise NotImplementedError
 
     def _sampled(self, nodes: np.ndarray, iteration: int, step: int) -> list[Batch]:
