@@ -72,13 +72,13 @@ class GraphStorage:
         self.folder, self.settings, self.problem = folder, settings, problem
         self.own = graph if own else None
         self.traffic = {name: Traffic() for name in ("setup", "training", "evaluation")}
-        graph.traffic.read = 0
+        before = graph.traffic.read
         self.indptr = graph.indptr()
         graph.check_adjacency(self.indptr)
         self.rows = OperatorRows(self.indptr, settings.architecture, settings.dtype)
         with on_disk(folder):
             self.features = self._scaled(graph)
-        self.traffic["setup"].add(read=graph.traffic.read)
+        self.traffic["setup"].add(read=graph.traffic.read - before)
         self.files = self._open(graph)
         try:
             self.plan = plan_buffer(self._needs(), memory, settings.buffer_share or 1.0)
