@@ -20,6 +20,7 @@ from pdadmm.admm.problem import Problem
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
+from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.limits import limit_of
 from pdadmm.disk.rows import Centred, FolderRows, by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
@@ -66,7 +67,7 @@ def _real_matrix(X: Any) -> np.ndarray:
 
 def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
     """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
-    if isinstance(graph, (Graph, AugmentedFolder)):
+    if isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
         sizes: dict[str, Any] = {f"nodes for {part}": len(rows) for part, rows in graph.splits.items()}
         sizes |= {"nodes": graph.num_nodes, "features": graph.num_features, "classes": graph.num_classes}
         return sizes | {"fingerprint": graph.fingerprint()}
@@ -149,11 +150,11 @@ class NodeClassifier:
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
-        if limit is not None and not isinstance(graph, (Graph, AugmentedFolder)):
+        if limit is not None and not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
             graph = graph if is_read_by_rows(graph) else by_rows(_real_matrix(graph))
         elif is_read_by_rows(graph):
             raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
-        on_disk = {} if limit is None else {"on_disk": True}  # only a GraphClassifier knows it
+        on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
         )
@@ -210,7 +211,7 @@ class NodeClassifier:
         return Saver(folder, every, resume, transport)
 
     @staticmethod
-    def _graph_rows(graph: Graph | AugmentedFolder) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
+    def _graph_rows(graph: Graph | AugmentedFolder | GraphFolder) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
         """Return the labelled nodes (train, val, test), their classes, and the parts' rows."""
         if graph.splits is None:
             remedy = "use graph.with_splits(make_splits(graph, 'random:20')), or --split"

@@ -28,6 +28,10 @@ SMALL = {
     ),
     "plan": (["--machine-dir", str(FOLDER.parent / "examples"), "--only", "1", "--share", "0.01", "--repeat", "1"],
              ["bytes: predicted / measured 1.000 to 1.000 over 1 runs"]),
+    "disk_sage": (
+        ["accuracy", "--runs", "csbm/file/20,csbm/metis/20", "--nodes", "100", "--iterations", "1", "--seeds", "1"],
+        ["| csbm | file | ", "| csbm | metis | ", " MB | "],
+    ),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
 }
 
@@ -82,3 +86,8 @@ def test_augmentation_from_disk_prints_its_table(run, tmp_path):
     assert "| 100MiB | 1 | in memory |" in out
     assert "the same bits in all runs" in out
     assert "1 of 1 killed and resumed runs gave the same files" in out
+
+
+def test_disk_sage_keeps_to_its_limit(run):
+    out = run("disk_sage", "limit", "--limit-nodes", "2000", "--features", "8", "--memory", "128")
+    assert "within the limit: True" in out

@@ -15,6 +15,8 @@ from pdadmm import console
 from pdadmm.admm.presets import PRESETS
 from pdadmm.data import Graph, load_with_split
 from pdadmm.disk.augmented import AUGMENTED_HEADER, AugmentedFolder
+from pdadmm.disk.dataset import GraphFolder
+from pdadmm.disk.graph import HEADER
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import Check, parameters
@@ -161,8 +163,11 @@ def check_writable(given: argparse.Namespace, *names: str) -> None:
             raise InputError(name, getattr(given, name), "a file that can be written")
 
 
-def read_graph(given: argparse.Namespace) -> Graph | AugmentedFolder:
-    """Read the graph with its split, as the data flags say; or open what `pdadmm augment` made of one."""
+def read_graph(given: argparse.Namespace, from_disk: bool = False) -> Graph | AugmentedFolder | GraphFolder:
+    """Read the graph with its split, as the data flags say; or open what `pdadmm augment` made of one.
+
+    ``from_disk``: a graph on the disk is opened, and not read.
+    """
     if (Path(given.dataset) / AUGMENTED_HEADER).is_file():
         folder = AugmentedFolder(given.dataset)
         if given.split not in (None, "file") or folder.splits is None:
@@ -171,10 +176,12 @@ def read_graph(given: argparse.Namespace) -> Graph | AugmentedFolder:
         return folder
     if not given.split_seed.isascii() or not given.split_seed.isdigit():
         raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
+    if from_disk and (Path(given.dataset) / HEADER).is_file():
+        return GraphFolder(given.dataset, given.split, int(given.split_seed))
     return load_with_split(given.dataset, given.data_dir, given.split, int(given.split_seed))
 
 
-def tell_graph(graph: Graph | AugmentedFolder) -> None:
+def tell_graph(graph: Graph | AugmentedFolder | GraphFolder) -> None:
     """Log what was read: sizes and labelled nodes; warn of a class that no node has, as of a number left out."""
     if launched_rank() > 0:
         return

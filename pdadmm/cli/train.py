@@ -29,6 +29,7 @@ from pdadmm.cli.config import Config
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
+from pdadmm.disk.dataset import GraphFolder
 from pdadmm.errors import InputError
 from pdadmm.files import resident_bytes
 from pdadmm.history import History
@@ -126,11 +127,12 @@ def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argp
     return parser
 
 
-def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph | AugmentedFolder:
+def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph | AugmentedFolder | GraphFolder:
     """Read the graph and its split; check early that the results can be written."""
     if given.save and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes"):
         raise InputError("save", given.save, "left out with --ultra-wide", "the slices stay on the ranks")
-    graph = read_graph(given)
+    on_disk = estimator.network == "GNN" and getattr(given, "memory", None) is not None
+    graph = read_graph(given, on_disk)
     estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
         check_writable(argparse.Namespace(**given.copies), *given.copies)
@@ -144,7 +146,9 @@ def _expected_iterations(estimator: Any) -> int:
     return settings.iterations * len(settings.stages)
 
 
-def _summary(given: argparse.Namespace, graph: Graph | AugmentedFolder, learned: dict[str, Any]) -> dict[str, Any]:
+def _summary(
+    given: argparse.Namespace, graph: Graph | AugmentedFolder | GraphFolder, learned: dict[str, Any]
+) -> dict[str, Any]:
     assert graph.splits is not None  # read_graph
     return {
         "solver": given.solver,

@@ -24,7 +24,6 @@ from pdadmm.cli.common import (
     tell_graph,
 )
 from pdadmm.data import Graph
-from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parameters import whole
@@ -95,7 +94,7 @@ def _graph(given: argparse.Namespace, rank: int) -> Graph:
     if rank == 0:
         check_writable(given, "summary")
     graph = read_graph(given)
-    if isinstance(graph, AugmentedFolder):
+    if not isinstance(graph, Graph):
         raise InputError("dataset", given.dataset, "a graph", "tuning takes the test nodes out of it")
     assert graph.splits is not None  # read_graph
     if not len(graph.splits["val"]):

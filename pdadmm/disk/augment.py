@@ -11,17 +11,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TextIO
 
 import numpy as np
 
 from pdadmm.augment import WEIGHTINGS, Augmenter, Scaler, hop_weights
 from pdadmm.data.checks import SPLIT_NAMES
-from pdadmm.data.splits import make_splits
 from pdadmm.disk.assemble import SlicedRows, finish_rows, unit_name, write_rows
 from pdadmm.disk.augmented import AUGMENTED_FORMAT, AUGMENTED_HEADER
 from pdadmm.disk.blocks import NewArray, copy_array
+from pdadmm.disk.dataset import splits_of
 from pdadmm.disk.graph import HEADER, DiskGraph, read_header
 from pdadmm.disk.manifest import Manifest, forget_units
 from pdadmm.disk.operator import DiskOperator
@@ -131,12 +130,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _kept(graph: DiskGraph, request: Request) -> Kept:
-    labels, splits = graph.labels(), graph.splits()
-    if request.split is not None:
-        known = SimpleNamespace(
-            splits=splits, own_split="file", labels=labels, num_classes=graph.num_classes, name=graph.name
-        )
-        splits = make_splits(known, request.split, request.split_seed)  # type: ignore[arg-type]
+    labels = graph.labels()
+    splits = splits_of(graph, labels, request.split, request.split_seed)
     if request.rows == "all":
         if splits is None:
             return Kept(None, None, len(labels), labels, None)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.blocks import block_rows, checked_blocks
+from pdadmm.disk.graph import DiskGraph
 from pdadmm.errors import InputError
 
 __all__ = ["Centred", "FolderRows", "Rows", "by_rows", "is_read_by_rows", "row_ranges"]
@@ -56,12 +57,12 @@ def row_ranges(X: Rows, stop: int) -> Iterator[tuple[int, int]]:
 
 
 class FolderRows:
-    """Some rows of a folder of augmented features, in any order, best in ascending runs; every block is checked once.
+    """Some rows of the features of a folder, in any order, best in ascending runs; every block is checked once.
 
     The file is read in sequence from the first row of a run to its last: rows that lie apart are not looked for alone.
     """
 
-    def __init__(self, folder: AugmentedFolder, numbers: np.ndarray) -> None:
+    def __init__(self, folder: AugmentedFolder | DiskGraph, numbers: np.ndarray) -> None:
         self.features, self.numbers = folder.features, numbers
         self.shape: tuple[int, ...] = (len(numbers), self.features.shape[1])
         for _ in checked_blocks(self.features, folder.header["files"]["features"]):

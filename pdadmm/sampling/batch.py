@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from pdadmm.models.gnn import Aggregation
 from pdadmm.recording import Breakdown
 
-__all__ = ["Batch", "Sampler", "csr", "entries_of", "induced"]
+__all__ = ["Batch", "Sampler", "csr", "entries_of", "induced", "stretches"]
 
 
 @dataclass
@@ -56,9 +56,18 @@ def entries_of(S: sp.csr_array, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     starts = S.indptr[rows].astype(np.int64)
     counts = S.indptr[rows + 1] - starts
+    return stretches(starts, counts), counts
+
+
+def stretches(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the numbers of stretches of ``counts`` numbers from ``starts`` on, one behind the other.
+
+    >>> stretches(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - counts), counts), counts
+    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
 
 
 def induced(S: sp.csr_array, nodes: np.ndarray, place: np.ndarray) -> tuple[sp.csr_array, np.ndarray]:

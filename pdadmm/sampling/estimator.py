@@ -6,21 +6,27 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from pdadmm.baselines.gnn import GNNClassifier, GraphProblem
 from pdadmm.baselines.partition import partition
 from pdadmm.data import Graph
+from pdadmm.disk.dataset import GraphFolder
+from pdadmm.disk.limits import Limit
 from pdadmm.errors import InputError
 from pdadmm.estimator import Outcome
 from pdadmm.models.gnn import ARCHITECTURES
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import Check, one_of, optional, param, whole
+from pdadmm.parameters import Check, fraction, one_of, optional, param, whole
 from pdadmm.sampling.batch import Sampler
 from pdadmm.sampling.clusters import ClusterSampler
 from pdadmm.sampling.neighbours import NeighbourSampler
 from pdadmm.sampling.network import Features
 from pdadmm.sampling.solver import SampledSolver
+from pdadmm.sampling.streamed import DiskProblem, GraphStorage, StreamedSolver
 from pdadmm.sampling.walks import WalkSampler
 from pdadmm.saver import Saver
 
@@ -88,6 +94,11 @@ class SampledGNN(BatchClassifier):
     clusters_per_batch: int = param(5, whole(1), "cluster: parts joined in a batch")
     walk_length: int = param(4, whole(1), "walk: steps of a random walk")
     batches: int = param(1, whole(1), "cluster and walk: batches of a step, dealt over the ranks")
+    buffer_share: float | None = param(
+        None, optional(fraction), "with memory: most of the features and edges to hold at a time (default: what fits)"
+    )
+
+    streams = True
 
     def checked(self) -> Self:
         settings = super().checked()
@@ -97,18 +108,58 @@ class SampledGNN(BatchClassifier):
             raise InputError("fanouts", settings.fanouts, f"{settings.layers} numbers, one for each layer")
         return settings
 
+    def _problem(
+        self, settings: SampledGNN, graph: Any, y: Any, transport: Transport, on_disk: bool = False
+    ) -> tuple[Any, None, float]:
+        if not on_disk:
+            if isinstance(graph, GraphFolder):
+                raise InputError("memory, scratch", None, "given with a GraphFolder", "or read it: disk.to_graph()")
+            if settings.buffer_share is not None:
+                raise InputError("buffer_share", settings.buffer_share, "left out without memory")
+            return super()._problem(settings, graph, y, transport)
+        if settings.sampler != "neighbour":
+            raise InputError("sampler", settings.sampler, "neighbour with memory", "others train in memory")
+        if not isinstance(graph, GraphFolder):
+            self._check_graph("X", graph)
+        if y is not None:
+            raise InputError("y", "given", "left out with a graph", "the graph holds its labels")
+        rows, _, parts = self._graph_rows(graph)
+        self._check_patience(settings, parts)
+        self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
+        return DiskProblem(graph, rows, parts), None, 0.0
+
+    def _storage(self, problem: DiskProblem, settings: SampledGNN, folder: Path, limit: Limit) -> GraphStorage:
+        """Return where features and adjacency lie while training from disk, and their buffer."""
+        graph, own = problem.on_disk(folder)
+        storage = GraphStorage(folder, limit.limit, graph, settings, problem, own)
+        self.augmenter_ = storage.augmenter
+        return storage
+
     def _train(
         self,
-        problem: BatchProblem,
+        problem: BatchProblem | DiskProblem,
         settings: SampledGNN,
         transport: Transport,
         watch: Callable[[dict], None],
         saver: Saver | None = None,
+        storage: GraphStorage | None = None,
     ) -> Outcome:
+        if storage is not None:
+            streamed = StreamedSolver(problem, storage, settings, transport, settings.eval_every, watch, saver)
+            try:
+                streamed.run()
+                return self._outcome(streamed, {})
+            finally:
+                storage.remove()
+        assert isinstance(problem, BatchProblem)
         sampler, seconds = settings.make_sampler(problem, transport)
         solver = SampledSolver(
             problem, problem.features, sampler, settings, transport, settings.eval_every, watch, saver
         ).run()
+        return self._outcome(solver, seconds)
+
+    @staticmethod
+    def _outcome(solver: SampledSolver, seconds: dict[str, float]) -> Outcome:
         weights = {layer: (W.detach(), b.detach()) for layer, (W, b) in enumerate(solver.layers())}
         return Outcome(weights, solver.history, solver.stages, solver.summary() | seconds)
 

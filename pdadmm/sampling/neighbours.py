@@ -10,36 +10,49 @@ import scipy.sparse as sp
 from pdadmm.baselines.dropout import node_bits
 from pdadmm.baselines.shards import run_of
 from pdadmm.data.splits import generator
+from pdadmm.disk.graph import row_blocks
 from pdadmm.models.gnn import Aggregation
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
-__all__ = ["NeighbourSampler"]
+__all__ = ["NeighbourSampler", "Neighbourhoods"]
 
+ENTRIES = 1 << 18  # of S that are looked at together
 NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.baselines.initial
 
 
-class NeighbourSampler:
-    """Batches of training nodes, each layer with at most ``fanout`` neighbours of every node.
+class Neighbourhoods:
+    """Batches of given training nodes, each layer with at most ``fanout`` neighbours of every node.
 
-    A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / fanout, so that the
-    sum's expectation is (S h)_i. The diagonal of S is kept as it is. Every node is computed once a layer, whoever
-    reads it. A draw is keyed by (seed, iteration, step, layer, edge): ranks share a batch's training nodes and
-    draw for them what one process would. ``fanouts`` are of layers 1 to L; layer L is drawn first.
+    A node's neighbours are drawn without replacement; their entries of S are multiplied by degree / (neighbours
+    drawn), so that the sum's expectation is (S h)_i. Where a neighbour is at hand only with a probability, it counts by
+    the inverse: the factor is degree (1 / probability) / (sum of 1 / probability of those drawn), Hajek's ratio. The
+    diagonal of S is kept as it is. Every node is computed once a layer, whoever reads it. A draw is keyed by
+    (seed, iteration, step, layer, edge). ``fanouts`` are of layers 1 to L; layer L is drawn first. A sampler says what
+    the rows of S are, and which nodes are at hand.
     """
 
-    def __init__(
-        self, S: sp.csr_array, train: np.ndarray, fanouts: Sequence[int], batch_size: int | None, seed: int
-    ) -> None:
-        self.S, self.train, self.fanouts, self.seed = S, train, fanouts, seed
-        self.size = min(batch_size or len(train), len(train))
-        self.steps = -(-len(train) // self.size)
-        self.place = np.full(S.shape[0], -1, np.int64)
+    def __init__(self, nodes: int, fanouts: Sequence[int], seed: int) -> None:
+        self.fanouts, self.seed = fanouts, seed
+        self.place = np.full(nodes, -1, np.int64)
 
-    def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
-        order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
-        batch = self.train[order[step * self.size : (step + 1) * self.size]]
-        own = run_of(len(batch), rank, ranks)
-        nodes = batch[own.start : own.stop]
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        """Return how many entries these rows of S have, but for the diagonal's."""
+        raise NotImplementedError
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of these rows' entries in S, which of ``targets`` each is in, and their columns."""
+        raise NotImplementedError
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the entries of these numbers, rows ``nodes`` and ``columns``."""
+        raise NotImplementedError
+
+    def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return with which probability the nodes ``columns`` can be read for these nodes; 0 where they cannot now."""
+        raise NotImplementedError
+
+    def _sampled(self, nodes: np.ndarray, iteration: int, step: int) -> list[Batch]:
+        """Return the batch of these training nodes, none of no nodes."""
         if not len(nodes):
             return []
         targets, operators, sources = nodes, list[Aggregation](), list[np.ndarray]()
@@ -52,23 +65,32 @@ class NeighbourSampler:
 
     def _block(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[sp.csr_array, np.ndarray]:
         """Return the sampled rows ``targets`` of S, and the nodes of its columns, the targets first."""
-        found, counts = entries_of(self.S, targets)
-        rows = np.repeat(np.arange(len(targets)), counts)
-        columns = self.S.indices[found]
-        proper = columns != targets[rows]
-        degree = np.bincount(rows[proper], minlength=len(targets))
-        kept = self._kept(found, rows, proper & (degree[rows] > fanout), fanout, key)
-        found, rows, columns, proper = found[kept], rows[kept], columns[kept], proper[kept]
-        data = self.S.data[found]
-        data[proper] *= np.maximum(degree / fanout, 1.0)[rows[proper]].astype(data.dtype)
+        edges = np.append(0, np.cumsum(self._counts(targets), dtype=np.int64))
+        parts = [self._picked(targets[a:b], fanout, key) for a, b in row_blocks(edges, ENTRIES)]
+        counts, columns, data = (np.concatenate(part) for part in zip(*parts))
         self.place[targets] = np.arange(len(targets))
         new = np.unique(columns[self.place[columns] < 0])
         self.place[new] = np.arange(len(targets), len(targets) + len(new))
         local = self.place[columns]
         sources = np.concatenate([targets, new])
         self.place[sources] = -1
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(targets)))])
-        return csr(data, local, indptr, len(sources)), sources
+        return csr(data, local, np.append(0, np.cumsum(counts)), len(sources)), sources
+
+    def _picked(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        """Return how many entries of each of these rows stay, and the columns and values of those."""
+        found, rows, columns = self._entries(targets)
+        proper = columns != targets[rows]
+        chances = self._chances(targets[rows], columns)
+        there = chances > 0.0
+        degree = np.bincount(rows[proper], minlength=len(targets))
+        choice = np.bincount(rows[proper & there], minlength=len(targets))
+        kept = there & self._kept(found, rows, proper & there & (choice[rows] > fanout), fanout, key)
+        found, rows, columns, proper = found[kept], rows[kept], columns[kept], proper[kept]
+        data, weights = self._values(found, targets[rows], columns), 1.0 / chances[kept][proper]
+        sums = np.bincount(rows[proper], weights, minlength=len(targets))
+        scale = degree / np.where(sums > 0.0, sums, 1.0)
+        data[proper] *= (scale[rows[proper]] * weights).astype(data.dtype)
+        return np.bincount(rows, minlength=len(targets)), columns, data
 
     @staticmethod
     def _kept(
@@ -86,3 +108,36 @@ class NeighbourSampler:
             place_in_row = np.arange(len(order)) - np.repeat(first, lengths)
             kept[order[place_in_row < fanout]] = True
         return kept
+
+
+class NeighbourSampler(Neighbourhoods):
+    """Steps of ``batch_size`` training nodes with sampled neighbours; ranks share a step's training nodes and draw for
+    them what one process would.
+    """
+
+    def __init__(
+        self, S: sp.csr_array, train: np.ndarray, fanouts: Sequence[int], batch_size: int | None, seed: int
+    ) -> None:
+        super().__init__(S.shape[0], fanouts, seed)
+        self.S, self.train = S, train
+        self.size = min(batch_size or len(train), len(train))
+        self.steps = -(-len(train) // self.size)
+
+    def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
+        order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
+        batch = self.train[order[step * self.size : (step + 1) * self.size]]
+        own = run_of(len(batch), rank, ranks)
+        return self._sampled(batch[own.start : own.stop], iteration, step)
+
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        return self.S.indptr[targets + 1] - self.S.indptr[targets]
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found, counts = entries_of(self.S, targets)
+        return found, np.repeat(np.arange(len(targets)), counts), self.S.indices[found]
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.S.data[found]
+
+    def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return np.ones(len(columns))

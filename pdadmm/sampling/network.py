@@ -55,16 +55,24 @@ class Features:
 
     def rows(self, nodes: np.ndarray, dropout: Dropout | None = None) -> Tensor | Aggregation:
         """Return x (nodes, n_0), dense or as an Aggregation, with dropout where given."""
-        if self.dense is not None:
-            rows = self.dense[torch.from_numpy(nodes)]
+        if self.sparse is None:
+            rows = self._dense(nodes)
             return rows if dropout is None else dropout(rows, 0, nodes)
-        found, counts = entries_of(self.sparse, nodes)
-        columns, data = self.sparse.indices[found], self.sparse.data[found]
+        data, columns, counts = self._entries(nodes)
         if dropout is not None:
             data = dropout.entries(data, np.repeat(nodes, counts), columns, self.width)
         x = Aggregation(csr(data, columns, np.append(0, np.cumsum(counts)), self.width))
         x.times = self.times
         return x
+
+    def _dense(self, nodes: np.ndarray) -> Tensor:
+        assert self.dense is not None
+        return self.dense[torch.from_numpy(nodes)]
+
+    def _entries(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of sparse rows, their columns, and how many each row has."""
+        found, counts = entries_of(self.sparse, nodes)
+        return self.sparse.data[found], self.sparse.indices[found], counts
 
 
 def layer(architecture: str, S: Aggregation, h: Tensor | Aggregation, W: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pdadmm.models.gnn import Aggregation, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import Breakdown
-from pdadmm.sampling.batch import Batch, Sampler
+from pdadmm.sampling.batch import Batch
 from pdadmm.sampling.network import Dropout, Features, batch_logits
 from pdadmm.saver import Saver
 
@@ -41,7 +42,8 @@ class SampledSolver(Driver):
     """Trains a GNN on the batches of a sampler by Adam (docs/sampling.md).
 
     Every rank holds the graph and all weights; a step's batches are shared by the ranks, gradients are summed and
-    divided by what the batches count. Evaluation is exact, on the whole graph, by rank 0. After ``run``: ``history``,
+    divided by what the batches count. Evaluation is exact, on the whole graph, by rank 0. ``sampler`` is a Sampler,
+    or has ``steps`` and what another ``_drawn`` asks it for. After ``run``: ``history``,
     ``stages`` and ``weights`` of the best iteration.
     """
 
@@ -49,7 +51,7 @@ class SampledSolver(Driver):
         self,
         problem: Any,
         features: Features,
-        sampler: Sampler,
+        sampler: Any,
         settings: Any,
         transport: Transport,
         eval_every: int = 1,
@@ -58,7 +60,6 @@ class SampledSolver(Driver):
     ) -> None:
         super().__init__(settings, transport, eval_every, watch, saver)
         self.problem, self.features, self.sampler = problem, features, sampler
-        self.whole, self.members = whole_graph(Aggregation(problem.S), settings.layers, problem.parts)
         self.steps, self.times = 0, Breakdown()
         features.times = self.times
 
@@ -86,23 +87,27 @@ class SampledSolver(Driver):
             losses, counts = losses + loss, counts + count
         return losses / counts
 
+    def _drawn(self, iteration: int, step: int) -> Iterator[Batch]:
+        """Yield this rank's batches of a step."""
+        with self.times("sampling"):
+            batches = self.sampler.draw(iteration, step, self.transport.rank, self.transport.size)
+        yield from batches
+
     def _step(self, iteration: int, step: int) -> tuple[float, float]:
         """Take one step on this rank's share of the batches; return all ranks' sum of losses and what they count."""
         self.steps += 1
         s = self.settings
-        with self.times("sampling"):
-            batches = self.sampler.draw(iteration, step, self.transport.rank, self.transport.size)
         dropout = Dropout(s.seed, self.steps, s.dropout) if s.dropout else None
         sums = [torch.zeros_like(weight) for weight in self.weights]
-        total = torch.zeros((), dtype=self.dtype)
-        for batch in batches:
+        total, counted = torch.zeros((), dtype=self.dtype), 0.0
+        for batch in self._drawn(iteration, step):
             batch.count_times(self.times)
             logits = batch_logits(s.architecture, batch, self.features, self.layers(), s.activation, dropout)
             loss = batch_loss(logits, self.problem.y, batch)
             for own, gradient in zip(sums, torch.autograd.grad(loss, self.weights)):
                 own += gradient
-            total += loss.detach()
-        count = torch.full((1,), sum(batch.count for batch in batches), dtype=self.dtype)
+            total, counted = total + loss.detach(), counted + batch.count
+        count = torch.full((1,), counted, dtype=self.dtype)
         with self.times("waiting"):
             self.transport.barrier()
         with self.times("communication"):
@@ -118,13 +123,19 @@ class SampledSolver(Driver):
         size, item = self.transport.size, torch.empty((), dtype=self.dtype).element_size()
         return self.sampler.steps * size * ring_bytes(numbers * item, size)
 
+    @cached_property
+    def _whole(self) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch of all nodes, and which of its outputs are in which part."""
+        return whole_graph(Aggregation(self.problem.S), self.settings.layers, self.problem.parts)
+
     def _evaluate(self) -> dict[str, float]:
         found = None
         if self.transport.rank == 0:
+            whole, members = self._whole
             with torch.no_grad():
                 s = self.settings
-                logits = batch_logits(s.architecture, self.whole, self.features, self.layers(), s.activation)
-            found = tally(logits, self.problem.y[torch.from_numpy(self.whole.nodes)], self.members)
+                logits = batch_logits(s.architecture, whole, self.features, self.layers(), s.activation)
+            found = tally(logits, self.problem.y[torch.from_numpy(whole.nodes)], members)
         found = self.transport.bcast(found, kind="evaluation")
         self._check(not found["bad"])
         return scores([found], {part: len(own) for part, own in self.problem.parts.items()})
