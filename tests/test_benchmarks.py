@@ -29,7 +29,8 @@ SMALL = {
     "plan": (["--machine-dir", str(FOLDER.parent / "examples"), "--only", "1", "--share", "0.01", "--repeat", "1"],
              ["bytes: predicted / measured 1.000 to 1.000 over 1 runs"]),
     "disk_sage": (
-        ["accuracy", "--runs", "csbm/file/20,csbm/metis/20", "--nodes", "100", "--iterations", "1", "--seeds", "1"],
+        ["accuracy", "--runs", "csbm/file/20,csbm/metis/20", "--nodes", "100", "--iterations", "1", "--eval-every", "1",
+         "--seeds", "1"],
         ["| csbm | file | ", "| csbm | metis | ", " MB | "],
     ),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
