@@ -685,5 +685,5 @@ def test_stages_of_a_deep_network_start_at_two():
 
 def test_rho_defaults_to_nu():
     assert PDADMMG(nu=0.7).checked().rho == 0.7
-    assert PDADMMG(nu=0.7, rho="0.2").checked().rho == 0.2
+    assert PDADMMG(nu=0.7, rho=0.2).checked().rho == 0.2
     assert Estimator is PDADMMG

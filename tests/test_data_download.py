@@ -271,9 +271,13 @@ def test_an_interrupt_leaves_what_arrived(server, tiny, tmp_path, monkeypatch, c
     """SIGINT while the file arrives; the same command then asks for the rest alone."""
     monkeypatch.setattr(command, "download_dataset", partial(download_dataset, allow_local_http=True))
     monkeypatch.setattr(transfer, "_PIECE", 256)
-    with monkeypatch.context() as patch:
-        patch.setattr(command._Transfer, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
-        assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores SIGINT
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(command._Transfer, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+            assert main(["datasets", "--download", "tiny", "--cache", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "the same command goes on from here" in capsys.readouterr().err
     arrived = (tmp_path / "tiny" / "tiny.npz.partial").stat().st_size
     assert arrived == 256

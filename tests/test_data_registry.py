@@ -104,7 +104,8 @@ def test_missing_files_say_where_and_how(tmp_path, monkeypatch):
     ("name", "message"),
     [("corra", "did you mean cora"), ("Cora", "did you mean cora"), ("amazon", "one of cora, citeseer"),
      ("", "one of cora"), ("cora:3", "one of cora"), ("csbm:x", "csbm:N"), ("csbm:-5", "csbm:N"),
-     ("csbm:1", "num_nodes = 1"), ("digits:3", "takes nothing"), ("somewhere/graph.txt", "path of an .npz")],
+     ("csbm:1", "num_nodes = 1"), ("digits:3", "takes nothing"),
+     ("somewhere/graph.txt", "a file or folder that exists")],
 )  # fmt: skip
 def test_unknown_names(name, message):
     with pytest.raises(InputError, match=message):

@@ -250,7 +250,7 @@ def test_bad_input_ends_every_rank_with_one_sentence(commands, name, words):
     assert [rank[name]["status"] for rank in told] == [1 if "divergence" in name else 2] * 2
     said = "".join(rank[name]["err"] for rank in told)
     assert said.count("pdadmm: ") == 1
-    assert len(said.strip().splitlines()) == 1
+    assert len([line for line in said.splitlines() if "labelled nodes" not in line]) == 1  # which graph it was, first
     assert all(word in said for word in words), said
     assert "Traceback" not in said
 
