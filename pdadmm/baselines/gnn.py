@@ -103,9 +103,7 @@ class GNNClassifier(NodeClassifier, GNNSettings):
         self._check_graph("X", graph)
         if y is not None:
             raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
-        rows, _, parts = self._graph_rows(graph)
-        self._check_patience(settings, parts)
-        self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
+        rows, parts = self._labelled(settings, graph)
         self.augmenter_ = Augmenter(hops=0, scaling=settings.scaling, dtype=settings.dtype)
         X, began = None, time.perf_counter()
         if transport.rank == 0:
@@ -119,6 +117,13 @@ class GNNClassifier(NodeClassifier, GNNSettings):
             {part: rows[own] for part, own in parts.items()},
         )
         return problem, None, time.perf_counter() - began
+
+    def _labelled(self, settings, graph: Any) -> tuple[np.ndarray, dict[str, slice]]:
+        """Return a graph's labelled nodes (train, val, test) and the parts' rows, and note its sizes."""
+        rows, _, parts = self._graph_rows(graph)
+        self._check_patience(settings, parts)
+        self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
+        return rows, parts
 
     @staticmethod
     def _check_graph(argument: str, graph: Any) -> None:

@@ -7,12 +7,11 @@ whether they may be called. torch.linalg is the reference, and what runs where t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .library import fits, typed_functions
+from .library import fits, torch_functions
 
 __all__ = ["available", "inverse", "solve", "takes"]
 
@@ -21,15 +20,10 @@ LARGEST_ROW = 1024  # bytes: 256 float32 or 128 float64, where one thread of LAP
 BLOCK, VECTOR = 4, 64  # rows, and bytes, that the C code pads to
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-
-
-def _functions(name: str, *arguments: type) -> dict[torch.dtype, Callable[..., int]]:
-    found = typed_functions("_factor", INTERFACE, f"pdadmm_{name}", list(arguments), ctypes.c_int)
-    return {getattr(torch, str(dtype)): function for dtype, function in found.items()}
-
-
-_inverse = _functions("inverse", _POINTER, _LONG, _DOUBLE, _DOUBLE, _POINTER, _POINTER)
-_solve = _functions("solve", _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)
+_inverse = torch_functions(
+    "_factor", INTERFACE, "pdadmm_inverse", [_POINTER, _LONG, _DOUBLE, _DOUBLE, _POINTER, _POINTER]
+)
+_solve = torch_functions("_factor", INTERFACE, "pdadmm_solve", [_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER])
 
 
 def available() -> bool:

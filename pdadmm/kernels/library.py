@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-__all__ = ["fits", "load_library", "pool", "typed_functions"]
+__all__ = ["fits", "load_library", "pool", "torch_functions", "typed_functions"]
 
 
 def load_library(name: str, interface_name: str, interface: int) -> ctypes.CDLL | None:
@@ -57,6 +58,14 @@ def typed_functions(name: str, interface: int, function: str, argtypes: list[Any
         functions[np.dtype(kind)] = getattr(library, f"{function}_{kind}")
         functions[np.dtype(kind)].argtypes, functions[np.dtype(kind)].restype = argtypes, restype
     return functions
+
+
+def torch_functions(name: str, interface: int, function: str, argtypes: list[Any]) -> dict[torch.dtype, Any]:
+    """As typed_functions, by torch's types; the functions return an int, or nothing that is looked at."""
+    import torch
+
+    found = typed_functions(name, interface, function, argtypes, ctypes.c_int)
+    return {getattr(torch, str(dtype)): form for dtype, form in found.items()}
 
 
 @cache

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import fits, load_library, pool
+from .library import fits, pool, torch_functions
 
 __all__ = [
     "assemble_W",
@@ -34,7 +35,7 @@ SMALLEST_SHARE = 1 << 16  # elements that are worth a thread of their own
 SUMMED_AT_ONCE = 1 << 20  # elements of a partial sum: fixed, so that the number of threads leaves no trace
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "update_z": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 2,
     "update_q_u": [_POINTER] * 4 + [_LONG] + [_DOUBLE] * 3,
     "update_u": [_POINTER] * 3 + [_LONG, _DOUBLE],
@@ -47,20 +48,11 @@ _SIGNATURES = {
 }
 
 
-def _load() -> dict[tuple[str, torch.dtype], Callable[..., int]]:
-    library = load_library("_updates", "pdadmm_updates_interface", INTERFACE)
-    functions = {}
-    for name, signature in _SIGNATURES.items():
-        for dtype in (torch.float32, torch.float64):
-            function = getattr(library, f"pdadmm_{name}_{str(dtype).removeprefix('torch.')}", None)
-            if function is None:  # not built, or by an older source
-                return {}
-            function.argtypes = signature
-            functions[name, dtype] = function
-    return functions
-
-
-_functions = _load()
+_functions: dict[tuple[str, torch.dtype], Callable[..., int]] = {
+    (name, dtype): function
+    for name, signature in _SIGNATURES.items()
+    for dtype, function in torch_functions("_updates", INTERFACE, f"pdadmm_{name}", signature).items()
+}
 
 
 def available() -> bool:

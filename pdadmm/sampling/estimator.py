@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from pdadmm.baselines.gnn import GNNClassifier, GraphProblem
 from pdadmm.baselines.partition import partition
 from pdadmm.data import Graph
@@ -123,10 +121,7 @@ class SampledGNN(BatchClassifier):
             self._check_graph("X", graph)
         if y is not None:
             raise InputError("y", "given", "left out with a graph", "the graph holds its labels")
-        rows, _, parts = self._graph_rows(graph)
-        self._check_patience(settings, parts)
-        self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
-        return DiskProblem(graph, rows, parts), None, 0.0
+        return DiskProblem(graph, *self._labelled(settings, graph)), None, 0.0
 
     def _storage(self, problem: DiskProblem, settings: SampledGNN, folder: Path, limit: Limit) -> GraphStorage:
         """Return where features and adjacency lie while training from disk, and their buffer."""
