@@ -34,7 +34,7 @@ import torch
 from pdadmm import DivergenceError, csbm
 from pdadmm.admm.network import Network
 from pdadmm.checkpoint import Checkpoint, DamagedError, found
-from pdadmm.estimator import GraphClassifier
+from pdadmm.graph_classifier import GraphClassifier
 from pdadmm.solvers import SOLVERS, solver_class
 
 SMALL = {"layers": 4, "hidden": 6, "hops": 1, "iterations": 6}

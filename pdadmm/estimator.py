@@ -16,28 +16,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from pdadmm.admm.problem import Problem
-from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.limits import limit_of
-from pdadmm.disk.rows import Centred, FolderRows, by_rows, is_read_by_rows, row_ranges
+from pdadmm.disk.rows import by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
-from pdadmm.models.gamlp import GAMLP, load_model, save_model
+from pdadmm.models.gamlp import load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
 from pdadmm.parallel.launch import make_transport, set_threads, together
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import fraction, non_negative, one_of, optional, param, parameters, whole
+from pdadmm.parameters import optional, param, parameters, whole
 from pdadmm.saver import Saver
 from pdadmm.trace import Trace
 
 if TYPE_CHECKING:
     from pdadmm.gist.slices import SlicedGNN
 
-__all__ = ["GraphClassifier", "NodeClassifier", "Outcome", "peak_rss_bytes"]
+__all__ = ["NodeClassifier", "Outcome", "peak_rss_bytes", "real_matrix"]
 
 PARTS = ("train", "val", "test")
 CHECKPOINT_EVERY = 10  # iterations
@@ -53,7 +51,7 @@ class Outcome:
     summary: dict[str, Any]
 
 
-def _real_matrix(X: Any) -> np.ndarray:
+def real_matrix(X: Any) -> np.ndarray:
     """Return augmented features as an array of real numbers (V, n_0)."""
     allowed = "a matrix of real numbers (V, n_0)"
     try:
@@ -151,7 +149,7 @@ class NodeClassifier:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
         if limit is not None and not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
-            graph = graph if is_read_by_rows(graph) else by_rows(_real_matrix(graph))
+            graph = graph if is_read_by_rows(graph) else by_rows(real_matrix(graph))
         elif is_read_by_rows(graph):
             raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
         on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
@@ -180,7 +178,7 @@ class NodeClassifier:
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
             trace.collect(transport)
-        self._adopt(outcome, settings, shift, transport)
+        self._adopt(outcome, settings, problem, shift, transport)
         self.history_, self.stages_, self.summary_ = outcome.history, outcome.stages, outcome.summary
         usage = transport.allgather(
             (
@@ -312,130 +310,3 @@ class NodeClassifier:
         if self.augmenter_ is not None:
             self.n_features_in_ = self.augmenter_.num_features_
         return self
-
-
-@dataclass(eq=False, repr=False)
-class GraphClassifier(NodeClassifier):
-    """A node classifier on augmented features; a solver adds its own settings and ``_train``.
-
-    ``fit(graph)`` trains on the graph's splits: "train" fits, "val" selects, "test" is only reported.
-    ``fit(X, y)`` trains on augmented arrays, without selection. Learned: ``model_`` (a GAMLP), ``history_``,
-    ``stages_``, ``summary_``, ``classes_``, ``augmenter_`` (None after ``fit(X, y)``), ``n_features_in_``.
-    """
-
-    network = "GAMLP"
-
-    hops: int = param(4, whole(0), "hops K of the augmentation [X, SX, .., S^K X]")
-    operator: str = param("sym", one_of(tuple(OPERATORS)), "graph operator S")
-    weighting: str = param(
-        "powers", one_of(tuple(WEIGHTINGS)), "all powers side by side, or their weighted sum"
-    )
-    alpha: float = param(0.1, fraction, "teleport probability of the weighting ppr")
-    heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
-    scaling: str = param("hop-std", one_of(tuple(SCALINGS)), "scaling of the augmented features")
-
-    def _problem(
-        self, settings, graph, y, transport: Transport, on_disk: bool = False
-    ) -> tuple[Problem, torch.Tensor | None, float]:
-        """Return what the solver trains on, the shift taken off X, and the seconds of augmentation.
-
-        With ``on_disk`` X stays in the folder of augmented features, where such was given.
-        """
-        X: Any = None  # of rank 0 alone where it is augmented, but on disk
-        if isinstance(graph, (Graph, AugmentedFolder)):
-            if y is not None:
-                raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
-            rows, labels, parts = self._graph_rows(graph)
-            if on_disk:  # in the order of the file, within each part
-                rows = np.concatenate([np.sort(rows[part]) for part in parts.values()])
-                labels = graph.labels[rows].astype(np.int64)
-            self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
-        else:
-            X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
-            V = len(labels)
-            parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
-        self._check_patience(settings, parts)
-        self.augmenter_ = None
-        seconds = 0.0
-        if isinstance(graph, (Graph, AugmentedFolder)):
-            self.augmenter_ = self._augmenter(settings)
-            inputs = self.augmenter_.num_outputs(graph.num_features)
-            began = time.perf_counter()
-            if isinstance(graph, AugmentedFolder):
-                self.augmenter_ = graph.same_augmenter(self.augmenter_)
-                if on_disk:
-                    nodes = parts["train"].stop
-                    X = Centred(FolderRows(graph, rows), nodes, getattr(torch, settings.dtype))
-                elif transport.rank == 0:
-                    X = torch.from_numpy(graph.read(rows))
-            elif transport.rank == 0:
-                X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
-            seconds = time.perf_counter() - began
-        else:
-            inputs = X.shape[1]
-        shift = None
-        if isinstance(X, Centred):
-            shift = X.shift
-        elif transport.rank == 0:
-            # b_1 takes up the mean: the network is the same, its first factor better conditioned
-            shift = X[parts["train"]].double().mean(0)
-            X -= shift.to(X.dtype)
-        problem = Problem(
-            X if transport.rank == 0 else None,
-            torch.from_numpy(labels),
-            inputs,
-            len(self.classes_),
-            parts,
-        )
-        return problem, shift, seconds
-
-    @staticmethod
-    def _augmenter(settings) -> Augmenter:
-        names = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
-        return Augmenter(**{name: getattr(settings, name) for name in names})
-
-    def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[Any, np.ndarray]:
-        if y is None:
-            raise InputError("y", None, "given where the first argument is no Graph")
-        on_disk = is_read_by_rows(X)
-        if not on_disk:
-            X = torch.tensor(_real_matrix(X), dtype=dtype)  # a copy: it is shifted in place
-        y = np.asarray(y)
-        if y.ndim != 1 or len(X.shape) != 2 or X.shape[0] != len(y) or not len(y):
-            raise InputError("X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1")
-        if on_disk:
-            X = Centred(X, len(y), dtype)
-        elif not bool(torch.isfinite(X).all()):
-            raise InputError("X", "an array with NaN or infinity", "finite")
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        self.n_features_in_ = X.shape[1]
-        return X, labels.astype(np.int64)
-
-    def _adopt(self, outcome, settings, shift, transport: Transport) -> None:
-        """Bring the best weights of all ranks together as ``model_``, on every rank."""
-        if transport.rank == 0:
-            W, b = outcome.weights[0]
-            outcome.weights[0] = W, (b.double() - W.double() @ shift).to(b.dtype)
-        own = [(layer, W.numpy(), b.numpy()) for layer, (W, b) in outcome.weights.items()]
-        parts = transport.allgather(own, "migration")
-        arrays = sorted((item for part in parts for item in part), key=lambda item: item[0])
-        weights = [(torch.from_numpy(W), torch.from_numpy(b)) for _, W, b in arrays]
-        self.model_ = GAMLP.from_weights(weights, settings.activation)
-        if self.augmenter_ is not None:
-            self.augmenter_ = transport.bcast(self.augmenter_, kind="migration")
-
-    def _logits(self, graph: Graph | Any) -> torch.Tensor:
-        if not hasattr(self, "model_"):
-            raise self._not_fitted()
-        if isinstance(graph, Graph):
-            if self.augmenter_ is None:
-                raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
-            graph = self.augmenter_.transform(graph)
-        elif isinstance(graph, AugmentedFolder):
-            graph = graph.read()
-        dtype = self.model_.layers[0].weight.dtype
-        X = torch.as_tensor(_real_matrix(graph), dtype=dtype)
-        if X.shape[1] != self.model_.widths[0]:
-            raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
-        with torch.no_grad():
-            return self.model_(X)

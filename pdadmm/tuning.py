@@ -89,6 +89,7 @@ _ADMM: Space = {
     "kappa_identity": LogUniform(0.003, 0.1),
     "prox_z": Choice((0.0, 0.1, 1.0)),
     "dropout": Choice((0.0, 0.1, 0.2)),
+    "prior_weight": Choice((0.0, 0.25, 0.5, 0.75)),
     "iterations": Choice((24, 48, 96)),
 }
 
@@ -98,6 +99,7 @@ def _backprop(learning_rate: LogUniform, **more: Choice) -> Space:
         "learning_rate": learning_rate,
         "weight_decay": LogUniform(1e-6, 1e-2),
         "dropout": Choice((0.0, 0.2, 0.5)),
+        "prior_weight": Choice((0.0, 0.5, 1.0, 2.0)),
         "initial": Choice(("he", "orthogonal", "identity")),
         "stages": Growth(),
         "iterations": Choice((100, 200, 400)),

@@ -23,7 +23,7 @@ COMMON = {"layers": 4, "hidden": 8, "hops": 2, "iterations": 6, "dtype": "float6
 
 # name -> (solver, hyper-parameters)
 CASES = {
-    "gd": ("gd", {"dropout": 0.3, "batch_size": 37}),
+    "gd": ("gd", {"dropout": 0.3, "batch_size": 37, "prior": (1, 2, 3), "prior_weight": 0.5}),
     "adadelta": ("adadelta", {"stages": (2, 3, 4), "activation": "leaky_relu"}),
     "adagrad": ("adagrad", {"loss": "squared_error", "dropout": 0.5, "initial": "orthogonal"}),
     "adam": ("adam", {"dropout": 0.3, "batch_size": 50, "stages": (2, 4), "initial": "identity", "patience": 4}),

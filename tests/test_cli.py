@@ -416,7 +416,7 @@ def test_results_that_cannot_be_written(refused, run, tmp_path, flag):
 
 
 def test_bad_input_is_found_before_training(refused, tmp_path, monkeypatch):
-    from pdadmm.estimator import GraphClassifier
+    from pdadmm.graph_classifier import GraphClassifier
 
     monkeypatch.setattr(GraphClassifier, "fit", lambda *args, **more: pytest.fail("it trained"))
     refused(*TINY, "--summary", tmp_path / "none" / "s.json", words=["summary"])
@@ -454,9 +454,9 @@ def test_out_of_memory_is_one_sentence(refused, monkeypatch, error, words):
     def fails(*args, **more):
         raise error
 
-    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", fails)
+    monkeypatch.setattr("pdadmm.graph_classifier.GraphClassifier.fit", fails)
     refused(*TINY, words=[words])
-    monkeypatch.setattr("pdadmm.estimator.GraphClassifier.fit", lambda *args, **more: {}[0])
+    monkeypatch.setattr("pdadmm.graph_classifier.GraphClassifier.fit", lambda *args, **more: {}[0])
     with pytest.raises(KeyError):
         main(TINY)
 

@@ -111,7 +111,7 @@ def test_tune_where_every_trial_diverges(run, tmp_path):
 
 
 def test_bad_input_of_tune(refused, tmp_path, monkeypatch):
-    from pdadmm.estimator import GraphClassifier
+    from pdadmm.graph_classifier import GraphClassifier
 
     monkeypatch.setattr(GraphClassifier, "fit", lambda *args, **more: pytest.fail("it trained"))
     refused("tune", words=["--dataset"])

@@ -21,7 +21,7 @@ from pdadmm import Graph, InputError, csbm, load_dataset
 from pdadmm.data import READERS, read_path
 from pdadmm.data.readers import find_reader
 from pdadmm.errors import InputError as HomeOfInputError
-from pdadmm.estimator import GraphClassifier
+from pdadmm.graph_classifier import GraphClassifier
 from pdadmm.history import History
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.parameters import parameters

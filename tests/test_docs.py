@@ -17,7 +17,7 @@ from pdadmm.admm.presets import PRESETS
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
 from pdadmm.cli import COMMANDS, main
 from pdadmm.data import DATASETS, READERS
-from pdadmm.estimator import GraphClassifier
+from pdadmm.graph_classifier import GraphClassifier
 from pdadmm.parallel import ledger
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class

@@ -19,7 +19,8 @@ from pdadmm.console import human_bytes
 from pdadmm.disk.limits import Limit
 from pdadmm.disk.storage import Storage, state_columns
 from pdadmm.errors import InputError
-from pdadmm.estimator import GraphClassifier, Outcome
+from pdadmm.estimator import Outcome
+from pdadmm.graph_classifier import GraphClassifier
 from pdadmm.parallel.rank_grid import check_grid
 from pdadmm.parallel.transport import Transport
 from pdadmm.saver import Saver

@@ -164,7 +164,7 @@ class Network:
     def tally(self, problem: Problem) -> dict[str, float] | None:
         """Return what the composed network scores on the labelled nodes, on layer L's rank, else None."""
         logits = self.forward(len(problem.y))
-        return None if logits is None else tally(logits, problem.y, problem.parts)
+        return None if logits is None else tally(logits, problem.y, problem.parts, problem.logit_shift)
 
     def forward(self, nodes: int) -> Tensor | None:
         """Pass the ``nodes`` labelled nodes through the composed network; logits on layer L's rank only."""

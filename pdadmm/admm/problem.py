@@ -18,7 +18,8 @@ class Problem:
     """X (N, n_0) on rank 0 and None on the others; y (N,) everywhere; rows are train, then val, then test.
 
     X may lie on disk, for a storage to take. ``parts`` maps "train", "val", "test" to their rows; a part may be empty
-    but for "train".
+    but for "train". ``logit_shift`` (C,) is added to the logits wherever they are judged, and to b_L of the trained
+    network.
     """
 
     X: Any  # a Tensor, or rows on disk
@@ -26,6 +27,7 @@ class Problem:
     inputs: int
     classes: int
     parts: dict[str, slice]
+    logit_shift: Tensor | None = None
 
     @property
     def nodes(self) -> int:
@@ -33,10 +35,14 @@ class Problem:
         return self.parts["train"].stop
 
 
-def tally(logits: Tensor, y: Tensor, members: Mapping[str, Tensor | slice]) -> dict[str, float]:
+def tally(
+    logits: Tensor, y: Tensor, members: Mapping[str, Tensor | slice], logit_shift: Tensor | None = None
+) -> dict[str, float]:
     """Return the hits among the ``members`` (rows, or masks over them) of each part, the sum of validation losses,
-    and how many rows are not finite.
+    and how many rows are not finite. ``logit_shift`` is a Problem's.
     """
+    if logit_shift is not None:
+        logits = logits + logit_shift.to(logits.dtype)
     hits = logits.argmax(1) == y
     found: dict[str, float] = {"bad": int((~torch.isfinite(logits)).any(1).sum())}
     for part, own in members.items():

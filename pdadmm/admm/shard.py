@@ -134,7 +134,7 @@ def deal(problem: Problem, shard: Shard, holds_first: bool, dtype: torch.dtype) 
         for rows in (X[:training], X[training:]):
             group.receive(rows, 0, "migration")
     y = torch.cat([problem.y[run] for run in own])
-    return Problem(X, y, problem.inputs, problem.classes, _parts(problem.parts, own))
+    return Problem(X, y, problem.inputs, problem.classes, _parts(problem.parts, own), problem.logit_shift)
 
 
 def _parts(parts: dict[str, slice], own: list[slice]) -> dict[str, slice]:

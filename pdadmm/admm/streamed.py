@@ -193,7 +193,7 @@ class StreamedNetwork:
             start, stop = nodes.start, nodes.stop
             own = {name: slice(max(rows.start, start) - start, max(min(rows.stop, stop) - start, 0))
                    for name, rows in problem.parts.items()}  # fmt: skip
-            found = tally(torch.addmm(b, h, W.mT), problem.y[start:stop], own)
+            found = tally(torch.addmm(b, h, W.mT), problem.y[start:stop], own, problem.logit_shift)
             total = {name: total.get(name, 0) + value for name, value in found.items()}
         return total
 

@@ -11,7 +11,8 @@ import torch
 from pdadmm.admm.problem import Problem
 from pdadmm.baselines.backprop import BackpropSolver
 from pdadmm.baselines.settings import BackpropSettings, learning_rate
-from pdadmm.estimator import GraphClassifier, Outcome
+from pdadmm.estimator import Outcome
+from pdadmm.graph_classifier import GraphClassifier
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import below_one, param
 from pdadmm.saver import Saver

@@ -131,7 +131,7 @@ class GNNClassifier(NodeClassifier, GNNSettings):
             remedy = "a GNN aggregates over the edges: give a pdadmm.Graph, or use a solver on augmented features"
             raise InputError(argument, type(graph).__name__, "a Graph", remedy)
 
-    def _adopt(self, outcome, settings, shift: None, transport: Transport) -> None:
+    def _adopt(self, outcome, settings, problem, shift: None, transport: Transport) -> None:
         """Take the best weights, which every rank holds, as ``model_``."""
         weights = [outcome.weights[layer] for layer in range(settings.layers)]
         self.model_: GNN = GNN.from_weights(settings.architecture, weights, settings.activation)

@@ -39,7 +39,7 @@ class Shard:
         members = {
             part: (numbers >= run.start) & (numbers < run.stop) for part, run in self.problem.parts.items()
         }
-        return tally(logits, self.problem.y[numbers], members)
+        return tally(logits, self.problem.y[numbers], members, self.problem.logit_shift)
 
     def scores(self, tallies: list[dict[str, float]]) -> dict[str, float]:
         """Return the accuracies and the mean validation loss from all ranks' tallies."""

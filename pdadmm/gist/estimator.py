@@ -85,9 +85,9 @@ class GIST(BatchClassifier):
         }
         return Outcome(weights, solver.history, solver.stages, summary)
 
-    def _adopt(self, outcome, settings, shift: None, transport: Transport) -> None:
+    def _adopt(self, outcome, settings, problem, shift: None, transport: Transport) -> None:
         if not settings.ultra_wide:
-            super()._adopt(outcome, settings, shift, transport)
+            super()._adopt(outcome, settings, problem, shift, transport)
             return
         self.model_ = outcome.weights
         self.augmenter_ = transport.bcast(self.augmenter_, kind="migration")
