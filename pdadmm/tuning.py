@@ -88,9 +88,8 @@ _ADMM: Space = {
     "kappa_first": LogUniform(0.02, 1.0),
     "kappa_identity": LogUniform(0.003, 0.1),
     "prox_z": Choice((0.0, 0.1, 1.0)),
-    "dropout": Choice((0.0, 0.1, 0.2)),
     "prior_weight": Choice((0.0, 0.25, 0.5, 0.75)),
-    "iterations": Choice((24, 48, 96)),
+    "iterations": Choice((12, 24, 48)),
 }
 
 

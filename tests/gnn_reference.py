@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from pdadmm.augment import Augmenter
-from pdadmm.dropout import node_bits, node_mask
+from pdadmm.baselines.dropout import node_bits, node_mask
+from pdadmm.baselines.initial import BOUNDARY, ROUNDING
 from pdadmm.models.gnn import init_weights, operator_of
 from pdadmm.quantize.rows import RowCodec
-from pdadmm.seeds import BOUNDARY, ROUNDING
 
 __all__ = ["train"]
 

@@ -24,7 +24,7 @@ KILLED_IN = 10
 
 # name -> (solver, hyper-parameters)
 CASES = {
-    "exact": ("pdadmm-g", {"form": "exact", "acceleration": "all-stages", "dropout": 0.2}),
+    "exact": ("pdadmm-g", {"form": "exact", "acceleration": "all-stages"}),
     "gradient": ("pdadmm-g", {"form": "gradient", "first_layer": "gradient", "dtype": "float64", "eval_every": 4}),
     "leaky-stall": ("pdadmm-g", {"activation": "leaky_relu", "rho": 0.01, "rho_schedule": "stall", "stages": (2, 4)}),
     "stochastic": ("pdadmm-g-q", {"bits": 2, "rounding": "stochastic", "acceleration": "all-stages"}),

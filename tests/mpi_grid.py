@@ -34,10 +34,7 @@ GRIDS = [["6x2"], ["5x2", "1x2"], ["2x3", "2x2"]]
 
 CUT = 7  # iterations before a signal
 SAVED = {
-    "kernel": (
-        "pdadmm-g",
-        {"first_layer": "kernel", "activation": "leaky_relu", "acceleration": "all-stages", "dropout": 0.2},
-    ),
+    "kernel": ("pdadmm-g", {"first_layer": "kernel", "activation": "leaky_relu", "acceleration": "all-stages"}),
     "stochastic": ("pdadmm-g-q", {"bits": 8, "rounding": "stochastic", "coding": "value", "error_feedback": True}),
 }
 

@@ -33,7 +33,6 @@ CASES = {
     "leaky": ("csbm", {"activation": "leaky_relu", "dtype": "float64"}),
     "schedule": ("csbm", {"rho": 0.01, "rho_schedule": "stall", "dtype": "float64", "iterations": 12}),
     "patience": ("csbm", {"iterations": 9, "patience": 2, "eval_every": 2, "stages": (2, 3, 10)}),
-    "dropout": ("csbm", {"dropout": 0.3, "form": "exact"}),
     "prior": ("csbm", {"prior_weight": 0.5}),
     "squared": ("csbm", {"loss": "squared_error", "activation": "identity", "mu": 0.01}),
     "arrays": ("arrays", {}),

@@ -118,11 +118,8 @@ def gradient_W_b(p, z, W, b, nu, mu, kappa, target):
     return W, b + (z - p @ W.T - b).mean(axis=0)
 
 
-def iterate(state: State, setting: Setting, masks: list | None = None) -> State:
-    """Return the state after one iteration: every p, then every W and b, every z, every q, every u.
-
-    W[l], b[l] see p[l] times ``masks[l]``, where that is not None.
-    """
+def iterate(state: State, setting: Setting) -> State:
+    """Return the state after one iteration: every p, then every W and b, every z, every q, every u."""
     s, L = setting, len(state.W)
     p, W, b, z = list(state.p), list(state.W), list(state.b), list(state.z)
     q, u = list(state.q), list(state.u)
@@ -131,12 +128,11 @@ def iterate(state: State, setting: Setting, masks: list | None = None) -> State:
         p[l] = exact_p(*arguments) if s.exact[l] else gradient_p(state.p[l], *arguments)
     for l in range(L):
         mu = 0.0 if l == 0 else s.mu
-        seen = p[l] if masks is None or masks[l] is None else p[l] * np.asarray(masks[l])
         if s.exact[l]:
-            prox = s.prox[l] + (s.floor * ((seen**2).sum() + 1) if l > 0 else 0.0)
-            W[l], b[l] = exact_W_b(seen, state.z[l], state.W[l], mu / s.nu, prox, s.kappa[l], s.target[l])
+            prox = s.prox[l] + (s.floor * ((p[l] ** 2).sum() + 1) if l > 0 else 0.0)
+            W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, prox, s.kappa[l], s.target[l])
         else:
-            W[l], b[l] = gradient_W_b(seen, state.z[l], state.W[l], state.b[l], s.nu, mu, s.kappa[l], s.target[l])
+            W[l], b[l] = gradient_W_b(p[l], state.z[l], state.W[l], state.b[l], s.nu, mu, s.kappa[l], s.target[l])
     for l in range(L):
         a = p[l] @ W[l].T + b[l]
         if l < L - 1:

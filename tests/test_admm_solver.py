@@ -25,7 +25,6 @@ from pdadmm.admm.schedule import FixedRho, StallRho
 from pdadmm.admm.settings import default_stages
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.data import Graph
-from pdadmm.dropout import node_mask
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.models.gamlp import GAMLP
 from pdadmm.parallel.placement import place_layers
@@ -124,7 +123,6 @@ def reference_setting(network: Network, estimator, y) -> Setting:
     kappa_identity=st.sampled_from([0.0, 0.01, 0.3]),
     acceleration=st.sampled_from(list(ACCELERATIONS)),
     first_scale=st.sampled_from([0.1, 1.0]),
-    dropout=st.sampled_from([0.0, 0.4]),
 )
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_iterations_equal_the_reference(V, n0, classes, **parameters):
@@ -142,7 +140,7 @@ def test_extrapolation_equals_the_reference_through_restarts(form, activation):
     assert all(max(betas) > 0.5 and betas[0] == 0.0 for stage in stages for betas in stage.betas)
 
 
-def condition(state: State, setting: Setting, masks: list) -> float:
+def condition(state: State, setting: Setting) -> float:
     """By how much the exact W-updates amplify rounding: |p|^2 over the least eigenvalue of their systems.
 
     Small random data may give a p that is large and all but the same for every node.
@@ -150,8 +148,7 @@ def condition(state: State, setting: Setting, masks: list) -> float:
     found = 1.0
     for l in range(1, len(state.W)):
         if setting.exact[l]:
-            p = state.p[l] if masks[l] is None else state.p[l] * masks[l].numpy()
-            weight = setting.mu / setting.nu + setting.prox[l] + setting.kappa[l]
+            p, weight = state.p[l], setting.mu / setting.nu + setting.prox[l] + setting.kappa[l]
             total = (p**2).sum()
             spread = np.linalg.svd(p - p.mean(0), compute_uv=False).min() ** 2 if len(p) > p.shape[1] else 0.0
             found = max(found, total / (spread + weight + setting.floor * (total + 1)))
@@ -180,16 +177,12 @@ def compare_with_reference(V, n0, classes, seed, **parameters) -> list[Extrapola
         start = reference_state(before, X.numpy())
         if row["stage"] == len(stages):
             stages.append(Extrapolation(start))
-        masks = [None] * len(start.W)
-        for layer in range(1, len(masks)):
-            key = seed % 2**63, row["iteration"], layer
-            masks[layer] = node_mask(key, np.arange(V), start.p[layer].shape[1], estimator.dropout, torch.float64)
-        expected, found = iterate(start, setting, masks), reference_state(after, X.numpy())
+        expected, found = iterate(start, setting), reference_state(after, X.numpy())
         if row["stage"] < accelerated:
             expected = stages[-1].extrapolate(start, expected)
             if stages[-1].ties:  # rounding decides whether the library started again
                 break
-        slack = 1e-8 + 100 * np.finfo(np.float64).eps * condition(expected, setting, masks)
+        slack = 1e-8 + 100 * np.finfo(np.float64).eps * condition(expected, setting)
         for name in ("p", "W", "b", "z", "q", "u"):
             for layer, (ours, theirs) in enumerate(zip(getattr(found, name), getattr(expected, name))):
                 assert (ours is None) == (theirs is None)

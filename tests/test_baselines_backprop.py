@@ -17,9 +17,9 @@ from mpi_launch import NEEDS_MPI, mpiexec
 from pdadmm import GD, Adadelta, Adagrad, Adam, DivergenceError, Graph, InputError, csbm
 from pdadmm.admm.problem import Problem
 from pdadmm.baselines.backprop import BackpropSolver
+from pdadmm.baselines.dropout import BLOCK, draw_mask
 from pdadmm.baselines.initial import start_weights
 from pdadmm.baselines.shards import Shard, run_of
-from pdadmm.dropout import BLOCK, draw_mask
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport
 

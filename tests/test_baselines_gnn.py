@@ -22,12 +22,12 @@ from strategies import edge_lists, graphs
 
 from pdadmm import GCN, DivergenceError, Graph, InputError, MixGCN, csbm, load_model
 from pdadmm.baselines import partition as partition_module
+from pdadmm.baselines.dropout import entry_mask, node_mask
 from pdadmm.baselines.exchange import cut, draw
 from pdadmm.baselines.fullgraph import FirstLayer
 from pdadmm.baselines.gcn import HALOS
 from pdadmm.baselines.partition import PARTITIONS, boundaries, cheaper, halo_rows, partition
 from pdadmm.baselines.shards import run_of
-from pdadmm.dropout import entry_mask, node_mask
 from pdadmm.models.gnn import GNN, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.solvers import solver_class

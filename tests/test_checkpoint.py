@@ -84,7 +84,6 @@ def admm_settings(draw):
         "form": draw(st.sampled_from(["exact", "gradient"])),
         "first_layer": draw(st.sampled_from(["gram", "kernel", "gradient"])),
         "acceleration": draw(st.sampled_from(["none", "first-stage", "all-stages"])),
-        "dropout": draw(st.sampled_from([0.0, 0.3])),
         "rho_schedule": draw(st.sampled_from(["fixed", "stall"])),
         "rho": draw(st.sampled_from([None, 0.01])),
         "dtype": draw(st.sampled_from(["float32", "float64"])),

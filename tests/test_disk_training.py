@@ -76,7 +76,6 @@ SETTINGS = st.fixed_dictionaries(
         "form": st.sampled_from(["auto", "gradient"]),
         "first_layer": st.sampled_from(["gram", "gradient"]),
         "acceleration": st.sampled_from(["none", "first-stage", "all-stages"]),
-        "dropout": st.sampled_from([0.0, 0.3]),
         "rho_schedule": st.sampled_from(["fixed", "stall"]),
         "rho": st.sampled_from([None, 0.01]),
         "activation": st.sampled_from(["relu", "leaky_relu", "identity"]),

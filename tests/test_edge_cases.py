@@ -68,7 +68,6 @@ VARIANTS = {
     "default": {},
     "gradient": {"form": "gradient", "first_layer": "gradient", "acceleration": "none"},
     "exact": {"form": "exact", "first_layer": "gram", "acceleration": "all-stages", "activation": "leaky_relu"},
-    "dropout": {"dropout": 0.9},
     "wide": {"hidden": 40, "form": "exact", "first_layer": "kernel", "loss": "squared_error"},  # V < n
     "paper": {"nu": 1e-4, "rho": 1e-4, "prox_z": 1.0},
 }

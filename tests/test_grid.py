@@ -124,7 +124,6 @@ def assert_both_sides_agree(state: dict) -> None:
     loss=st.sampled_from(["cross_entropy", "squared_error"]),
     mu=st.sampled_from([0.0, 0.1]),
     acceleration=st.sampled_from(["none", "all-stages"]),
-    dropout=st.sampled_from([0.0, 0.3]),
 )
 @SLOW
 def test_every_grid_finds_what_one_process_does(seed, groups, shards, more_layers, V, others, n0, **more):

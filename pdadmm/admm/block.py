@@ -104,30 +104,23 @@ class BlockUpdates:
                     state[f"last_z{layer}"].copy_(a)
                     state[f"last_q{layer}"].copy_(p)
 
-    def look(
-        self, X: Tensor, state: State, weights: Sequence[Weights], betas: Sequence[float], tally: Tally,
-        place: tuple[int, int],
-    ) -> None:  # fmt: skip
-        """Add what the next W, b need, from the state and the weights as they are.
-
-        ``place`` says which iteration's W, b these are, and the number of the block's first node.
-        """
+    def look(self, X: Tensor, state: State, weights: Sequence[Weights], betas: Sequence[float], tally: Tally) -> None:
+        """Add what the next W, b need, from the state and the weights as they are."""
         below = Seen(X)
         for layer, now in enumerate(weights):
             seen, r = self._seen(layer, state, "new", betas[layer]), None
             if self._stepped(layer, now):
                 r = self._residual(seen.z, state[f"p{layer}"] if layer else X, now, "r")
-            self._add_sums(layer, X, state, now, seen, r, below, tally, place)
+            self._add_sums(layer, X, state, now, seen, r, below, tally)
             below = seen
 
     def advance(
         self, X: Tensor, y: Tensor, state: State, before: Sequence[Weights], now: Sequence[Weights],
-        betas: tuple[Sequence[float], Sequence[float]], tally: Tally, place: tuple[int, int],
+        betas: tuple[Sequence[float], Sequence[float]], tally: Tally,
     ) -> None:  # fmt: skip
         """Bring the state through an iteration with W, b ``now``; p comes from those ``before``.
 
-        ``betas`` are those that the state is seen with, and those that the new one is, where no boundary starts again;
-        ``place`` is as ``look`` has it, of the iteration that follows.
+        ``betas`` are those that the state is seen with, and those that the new one is, where no boundary starts again.
         """
         p, old, below = X, self._seen(0, state, "old", betas[0][0]), Seen(X)
         for layer in range(self.depth):
@@ -146,7 +139,7 @@ class BlockUpdates:
                 seen = self._update_last(state, r, y, tally)
             if a is not None:  # not as r came to be: a run that goes on must find the same bits
                 torch.sub(seen.z, a, out=r)
-            self._add_sums(layer, X, state, now[layer], seen, r, below, tally, place)
+            self._add_sums(layer, X, state, now[layer], seen, r, below, tally)
             below, old = seen, above
 
     # Parts of an iteration
@@ -243,9 +236,8 @@ class BlockUpdates:
         return Seen(z)
 
     def _add_sums(
-        self, layer: int, X: Tensor, state: State, now: Weights, seen: Seen, r: Tensor | None, below: Seen,
-        tally: Tally, place: tuple[int, int],
-    ) -> None:  # fmt: skip
+        self, layer: int, X: Tensor, state: State, now: Weights, seen: Seen, r: Tensor | None, below: Seen, tally: Tally
+    ) -> None:
         """Add what W, b of the next iteration need of this block; ``r`` is the residual of ``seen``, and is used up."""
         if layer == 0:
             moved = seen.z if self.layers[0].solver.exact else r
@@ -255,12 +247,6 @@ class BlockUpdates:
             assert r is not None  # as the layer takes steps
             p = self._like("p ahead", state[f"p{layer}"]).copy_(state[f"p{layer}"])
             update_p_gradient_(p, r, now.W, below.q, below.u, self.penalties.nu, self.penalties.rho)
-            dropped = self._dropped(layer, p, place)
-            tally.add(layer, Moments.of(dropped, r if dropped is p else self._residual(seen.z, dropped, now, "r")))
+            tally.add(layer, Moments.of(p, r))
         else:
-            p = self._p_exact("p ahead", seen.z, now, below)
-            tally.add(layer, Moments.of(self._dropped(layer, p, place), seen.z))
-
-    def _dropped(self, layer: int, p: Tensor, place: tuple[int, int]) -> Tensor:
-        """Return p_l of the block as the W-update sees it; p itself without dropout."""
-        return self.layers[layer].dropout.of(p, place[0], layer, place[1])
+            tally.add(layer, Moments.of(self._p_exact("p ahead", seen.z, now, below), seen.z))

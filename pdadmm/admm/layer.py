@@ -25,7 +25,6 @@ from pdadmm.admm.updates import (
     update_W_gradient_,
 )
 from pdadmm.checkpoint import State
-from pdadmm.dropout import NO_DROPOUT, Dropout
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
@@ -156,8 +155,8 @@ class Layer(ABC):
         """Go on from a checkpoint's state."""
 
     @abstractmethod
-    def update_W_b(self, iteration: int) -> None:
-        """W_l, then b_l; until z is updated, r holds a. Dropout is drawn by the number of the ``iteration``."""
+    def update_W_b(self) -> None:
+        """W_l, then b_l; until z is updated, r holds a."""
 
     @abstractmethod
     def ridge(self) -> float:
@@ -193,7 +192,7 @@ class FirstLayer(Layer):
         self.solver.restore(state)
         self.z, self.r = state["z"], state["r"]
 
-    def update_W_b(self, iteration: int) -> None:
+    def update_W_b(self) -> None:
         """Solve for W_1 and b_1; until z is updated, r holds a = p_1 W_1^T + b_1."""
         self.r.copy_(self.solver.update(self.z))
 
@@ -210,7 +209,7 @@ class HiddenLayer(Layer):
     """Layers 2..L; ``exact`` chooses between the two forms of the p- and the W-update.
 
     ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I), ``grid`` the fixed
-    grid that p is constrained to, if any, ``shard`` which nodes these are, ``dropout`` what the W-update sees of p.
+    grid that p is constrained to, if any, ``shard`` which nodes these are.
     """
 
     def __init__(
@@ -224,10 +223,9 @@ class HiddenLayer(Layer):
         identity: bool,
         grid: Grid | None = None,
         shard: Shard = WHOLE,
-        dropout: Dropout = NO_DROPOUT,
     ) -> None:
         super().__init__(index, activation, penalties)
-        self.W, self.b, self.exact, self.grid, self.shard, self.dropout = W, b, exact, grid, shard, dropout
+        self.W, self.b, self.exact, self.grid, self.shard = W, b, exact, grid, shard
         square = identity and W.shape[0] == W.shape[1]
         self.target = torch.eye(len(W), dtype=W.dtype) if square else None
 
@@ -275,28 +273,18 @@ class HiddenLayer(Layer):
         else:
             update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho)
 
-    def update_W_b(self, iteration: int) -> None:
-        """W_l, then b_l, from p with dropout; until z is updated, r holds a = p W^T + b, of p as it is."""
+    def update_W_b(self) -> None:
+        """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
         p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
-        seen = self.dropout.of(p, iteration, self.index, self.shard.rows.start)
         if not self.exact:
-            self._step_W_b(p, seen, nu, mu)
+            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target, self.shard)
+            update_b_(self.b, self.r, self.shard)
+            torch.sub(self.z, self.r, out=self.r)
             return
         prox = self.penalties.prox_W * self.unit
-        moments = Moments.of(seen, self.z).over(self.shard)
+        moments = Moments.of(p, self.z).over(self.shard)
         self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
         torch.addmm(self.b, p, self.W.mT, out=self.r)
-
-    def _step_W_b(self, p: Tensor, seen: Tensor, nu: float, mu: float) -> None:
-        """Take one gradient step on W_l and solve for b_l, both from ``seen``, p with dropout; r is left as a."""
-        if self.dropout:
-            torch.sub(self.z, torch.addmm(self.b, seen, self.W.mT), out=self.r)
-        update_W_gradient_(self.W, self.r, seen, nu, mu, self.kappa, self.target, self.shard)
-        update_b_(self.b, self.r, self.shard)
-        if self.dropout:
-            torch.addmm(self.b, p, self.W.mT, out=self.r)
-        else:
-            torch.sub(self.z, self.r, out=self.r)
 
     def ridge(self) -> float:
         """Return this shard's share of mu/2 |W|^2 + nu/2 kappa |W - I|^2: the first shard counts it."""

@@ -45,7 +45,6 @@ class Network:
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.active = bool(self.layers)
-        self.iteration = 1  # of the run, by which dropout is drawn
         self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
             return
@@ -91,10 +90,7 @@ class Network:
         return f"{layers} of {self.depth}{nodes}"
 
     def iterate(self) -> None:
-        """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u.
-
-        ``iteration`` is its number in the run, which the caller keeps.
-        """
+        """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
         mark = self.transport.trace.mark
         for layer in self.lowers:
             layer.above.post_p()
@@ -109,7 +105,7 @@ class Network:
             layer.below.send_p(layer.penalties.rho)
         for layer in self.layers:
             mark("update W, b", layer.index + 1)
-            layer.update_W_b(self.iteration)
+            layer.update_W_b()
             mark("update z", layer.index + 1)
             layer.update_z()
         for layer in self.lowers:

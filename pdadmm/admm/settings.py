@@ -16,7 +16,6 @@ from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
 from pdadmm.parallel.rank_grid import grid_name
 from pdadmm.parameters import (
-    below_one,
     check_stages,
     instance_of,
     non_negative,
@@ -62,9 +61,6 @@ class ADMMSettings:
     )
     activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
-    dropout: float = param(
-        0.0, below_one, "share of the entries of p_2..p_L that the W-update sees as 0, drawn anew in each iteration"
-    )
     acceleration: str = param(
         "first-stage", one_of(tuple(ACCELERATIONS)), "stages in which q, u and z are extrapolated (Nesterov)"
     )
@@ -98,7 +94,7 @@ class ADMMSettings:
     quantizer: Quantizer | None = param(
         None, optional(instance_of(Quantizer)), "how p and q are quantized (default: not at all)"
     )
-    seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights and of the dropout")
+    seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
 
     def checked(self) -> Self:

@@ -26,7 +26,6 @@ from pdadmm.admm.streamed import StreamedNetwork
 from pdadmm.admm.streamed_first import StreamedFirst
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.disk.storage import Storage
-from pdadmm.dropout import Dropout
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
 from pdadmm.parallel.placement import layer_costs, place_layers
@@ -144,7 +143,7 @@ class ADMMSolver:
         if self.saver is not None:
             self.saver.beat(len(self.history) + 1, network.describe())
         trace = self.transport.trace
-        trace.iteration = network.iteration = len(self.history) + 1
+        trace.iteration = len(self.history) + 1
         self.clock.start()
         network.iterate()
         self.clock.stop()
@@ -267,9 +266,7 @@ class ADMMSolver:
             exact = self.settings.solves_exactly(max(W.shape), self.nodes)
             quantizer = self.settings.quantizer
             grid = quantizer.p_grid() if quantizer is not None and quantizer.constrained else None
-            dropout = Dropout(self.settings.dropout, self.settings.seed)
-            places = grid, self.shard, dropout
-            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, *places)
+            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard)
         if last:
             layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
         return layer

@@ -67,7 +67,6 @@ class StreamedNetwork:
         self.columns = state_columns(widths, stored, accelerate)
         self.paces = [Pace() for _ in layers]
         self.updates = BlockUpdates(self.layers, storage.block, accelerate)
-        self.iteration = 1  # of the run, by which dropout is drawn
         self.sums: list[Any] = []  # Moments, one a layer
         self.made: tuple[float, ...] = ()  # what the sums were made with; () for none
         self.finite_p = [True] * self.depth
@@ -98,7 +97,7 @@ class StreamedNetwork:
         return [pace.beta for pace in self.paces]
 
     def _premises(self) -> tuple[float, ...]:
-        return (self.iteration, self.penalties.rho, *self._betas())
+        return (self.penalties.rho, *self._betas())
 
     def _update_W_b(self) -> None:
         nu, mu = self.penalties.nu, self.penalties.mu
@@ -125,10 +124,10 @@ class StreamedNetwork:
     def _look(self, weights: Sequence[Weights]) -> None:
         """Make the next sums from the state as it is; at a stage's start, find the unit of the ridges."""
         starts, tally = self.storage.current is None, Tally(self.layers)
-        for nodes, X, state in self._blocks(write=False):
+        for _, X, state in self._blocks(write=False):
             if starts:
                 self.updates.start(X, state, weights, tally)
-            self.updates.look(X, state, weights, self._betas(), tally, (self.iteration, nodes.start))
+            self.updates.look(X, state, weights, self._betas(), tally)
         if starts:
             for layer in self.uppers:  # as HiddenLayer.start has it
                 layer.unit = tally.squares[layer.index] / layer.W.shape[1] or 1.0
@@ -143,10 +142,9 @@ class StreamedNetwork:
             if starts:
                 self.updates.start(X, state, before, tally)
             y = self.problem.y[nodes.start : nodes.stop]
-            following = self.iteration + 1, nodes.start
-            self.updates.advance(X, y, state, before, now, (self._betas(), likely), tally, following)
+            self.updates.advance(X, y, state, before, now, (self._betas(), likely), tally)
         self.measured = tally.ahead
-        self.sums, self.made = tally.sums, (self.iteration + 1, self.penalties.rho, *likely)
+        self.sums, self.made = tally.sums, (self.penalties.rho, *likely)
         for number, (pace, moves) in enumerate(zip(self.paces, extrapolated)):
             if moves and not pace.step(tally.measures[number]):
                 self.measured[number] = tally.plain[number]

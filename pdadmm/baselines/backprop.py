@@ -13,16 +13,15 @@ from pdadmm.admm.activations import get_activation
 from pdadmm.admm.growth import grow
 from pdadmm.admm.problem import Problem
 from pdadmm.baselines.driver import Driver, by_layer, optimiser_states
-from pdadmm.baselines.initial import start_weights
+from pdadmm.baselines.dropout import draw_mask
+from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
 from pdadmm.checkpoint import Checkpoint, State
-from pdadmm.dropout import draw_mask
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
 from pdadmm.recording import Stage
 from pdadmm.saver import Saver
-from pdadmm.seeds import ORDER, generator
 
 __all__ = ["BackpropSolver"]
 

@@ -9,13 +9,13 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from pdadmm.baselines.dropout import node_bits
+from pdadmm.baselines.initial import ROUNDING
 from pdadmm.baselines.partition import boundaries
-from pdadmm.dropout import node_bits
 from pdadmm.models.gnn import Aggregation
 from pdadmm.parallel.transport import Transport
 from pdadmm.quantize.rows import RowCodec
 from pdadmm.recording import Breakdown
-from pdadmm.seeds import ROUNDING
 
 __all__ = ["Halo", "Link", "PlainWire", "QuantizedWire", "cut", "draw"]
 

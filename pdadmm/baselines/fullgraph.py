@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pdadmm.baselines.driver import Driver
+from pdadmm.baselines.dropout import dropped, entry_mask
 from pdadmm.baselines.gnn import GNNSettings, GraphProblem
 from pdadmm.baselines.mixers import Mixer, convolve
 from pdadmm.baselines.shards import scores, tally
 from pdadmm.checkpoint import State
-from pdadmm.dropout import dropped, entry_mask
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, init_weights
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import Transport

@@ -1,4 +1,4 @@
-"""Start weights of networks trained by backpropagation."""
+"""Start weights of networks trained by backpropagation, and the random numbers behind them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pdadmm.seeds import WEIGHTS, generator
+from pdadmm.quantize.noise import seed_words
 
-__all__ = ["INITIAL", "start_weights"]
+__all__ = ["INITIAL", "generator", "start_weights"]
+
+# What a draw is for: the second word of its key.
+WEIGHTS, ORDER, MASK, ROUNDING, BOUNDARY = 1, 2, 3, 4, 5
+
+
+def generator(seed: int, purpose: int, *place: int) -> torch.Generator:
+    """Return a generator that depends on (seed, purpose, place), as (iteration, layer, block), alone."""
+    high, low = seed_words((seed, purpose, *place))
+    return torch.Generator().manual_seed(high << 31 | low >> 1)
+
 
 def he(shape: tuple[int, int], gain: float, draw: torch.Generator) -> Tensor:
     """Normal entries of variance gain^2 / n_{l-1} (He et al. 2015, equation 10); gain^2 = 2 for relu."""

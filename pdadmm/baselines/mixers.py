@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pdadmm.baselines.dropout import node_mask
 from pdadmm.baselines.exchange import Halo, Link, PlainWire, QuantizedWire, draw
+from pdadmm.baselines.initial import BOUNDARY
 from pdadmm.checkpoint import State, under
-from pdadmm.dropout import node_mask
 from pdadmm.models.gnn import product
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import Breakdown
-from pdadmm.seeds import BOUNDARY
 
 __all__ = ["HaloMixer", "Mixer", "PipelinedMixer", "SampledMixer", "convolve"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
+from pdadmm.baselines.dropout import node_bits
 from pdadmm.baselines.shards import run_of
-from pdadmm.dropout import node_bits
 from pdadmm.errors import InputError
 
 __all__ = ["PARTITIONS", "boundaries", "cheaper", "halo_rows", "partition"]

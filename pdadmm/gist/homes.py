@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pdadmm.baselines.initial import WEIGHTS, generator
 from pdadmm.baselines.shards import run_of
 from pdadmm.gist.groups import Groups, Matrix, columns_of, matrices
 from pdadmm.parallel.transport import Transport
-from pdadmm.seeds import WEIGHTS, generator
 
 __all__ = ["Homes"]
 

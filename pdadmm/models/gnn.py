@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pdadmm.admm.activations import get_activation
 from pdadmm.augment import propagation_matrix
 from pdadmm.augment.product import spmm
+from pdadmm.baselines.initial import WEIGHTS, generator
 from pdadmm.recording import Breakdown
-from pdadmm.seeds import WEIGHTS, generator
 
 __all__ = [
     "ARCHITECTURES",

@@ -133,7 +133,7 @@ def sparse_product() -> float:
 
 def dropout() -> float:
     """Return seconds an entry of a dropout mask."""
-    from pdadmm.dropout import node_mask
+    from pdadmm.baselines.dropout import node_mask
 
     nodes = np.arange(20000)
     return median_seconds(lambda: node_mask((0, 1, 1), nodes, 64, 0.5, torch.float32)) / (20000 * 64)

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.sparse as sp
 
+from pdadmm.baselines.dropout import node_bits
 from pdadmm.baselines.shards import run_of
 from pdadmm.data.splits import generator
 from pdadmm.disk.graph import row_blocks
-from pdadmm.dropout import node_bits
 from pdadmm.models.gnn import Aggregation
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
 __all__ = ["NeighbourSampler", "Neighbourhoods"]
 
 ENTRIES = 1 << 18  # of S that are looked at together
-NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.seeds
+NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.baselines.initial
 
 
 class Neighbourhoods:

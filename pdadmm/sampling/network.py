@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pdadmm.dropout import drop_nodes, entry_mask
+from pdadmm.baselines.dropout import drop_nodes, entry_mask
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, dense_input
 from pdadmm.recording import Breakdown
 from pdadmm.sampling.batch import Batch, csr, entries_of

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pdadmm.baselines.initial import MASK, generator
 from pdadmm.quantize.noise import seed_words
-from pdadmm.seeds import MASK, generator
 
-__all__ = [
-    "BLOCK",
-    "NO_DROPOUT",
-    "Dropout",
-    "draw_mask",
-    "drop_nodes",
-    "dropped",
-    "entry_mask",
-    "node_bits",
-    "node_mask",
-]
+__all__ = ["BLOCK", "draw_mask", "drop_nodes", "dropped", "entry_mask", "node_bits", "node_mask"]
 
 BLOCK = 256  # training nodes that share a draw
 CHUNK = 1 << 17  # random numbers made at a time: they stay in cache, which is three times as fast
@@ -140,25 +129,3 @@ def drop_nodes(h: Tensor, seed: int, iteration: int, layer: int, nodes: np.ndarr
     """
     mask = node_mask((seed, iteration, layer), nodes, h.shape[1], share, h.dtype)
     return h if mask is None else h * mask
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Sets a ``share`` of activations to 0, drawn by ``seed``; with a share of 0 it does nothing."""
-
-    share: float = 0.0
-    seed: int = 0
-
-    def __bool__(self) -> bool:
-        return self.share > 0.0
-
-    def of(self, h: Tensor, iteration: int, layer: int, first: int = 0) -> Tensor:
-        """Return ``drop_nodes`` of h, whose rows are the nodes from ``first`` on; h itself where nothing is dropped."""
-        if not self:
-            return h
-        kept, factor = dropped(h, (self.seed, iteration, layer), np.arange(first, first + len(h)), self.share)
-        return kept.mul_(factor)
-
-
-# What a layer without dropout is given.
-NO_DROPOUT = Dropout()
