@@ -72,6 +72,10 @@ class GraphClassifier(NodeClassifier):
             V = len(labels)
             parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
         self._check_patience(settings, parts)
+        if settings.prior_weight and settings.loss != "cross_entropy":
+            allowed = f"0 with loss {settings.loss}, whose outputs are no logits"
+            raise InputError("prior_weight", settings.prior_weight, allowed)
+        moved = logit_shift(settings.prior, settings.prior_weight, labels, parts, len(self.classes_))
         self.augmenter_ = None
         seconds = 0.0
         if isinstance(graph, (Graph, AugmentedFolder)):
@@ -97,16 +101,13 @@ class GraphClassifier(NodeClassifier):
             # b_1 takes up the mean: the network is the same, its first factor better conditioned
             shift = X[parts["train"]].double().mean(0)
             X -= shift.to(X.dtype)
-        if settings.prior_weight and settings.loss != "cross_entropy":
-            allowed = f"0 with loss {settings.loss}, whose outputs are no logits"
-            raise InputError("prior_weight", settings.prior_weight, allowed)
         problem = Problem(
             X if transport.rank == 0 else None,
             torch.from_numpy(labels),
             inputs,
             len(self.classes_),
             parts,
-            logit_shift(settings.prior, settings.prior_weight, labels, parts, len(self.classes_)),
+            moved,
         )
         return problem, shift, seconds
 
