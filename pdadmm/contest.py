@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from pdadmm.parameters import parameters
 from pdadmm.recording import KINDS_OF_WORK
 from pdadmm.solvers import solver_class
 from pdadmm.standings import BACKPROP, standings
-from pdadmm.tuning import best_trial, tune
+from pdadmm.tuning import best_trial, tune, without_test
 from pdadmm.versions import versions
 
-__all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "Contest", "compare", "read_summary"]
+__all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "TEST", "Contest", "compare", "read_summary"]
 
 log = logging.getLogger("pdadmm")
 
@@ -37,6 +37,7 @@ log = logging.getLogger("pdadmm")
 COMMON = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype", "eval_every", "threads")
 COLUMNS = ("iteration", "layers", "seconds", "bytes", "objective", "residual_link", "val_accuracy", "test_accuracy")
 SPLIT_SEEDS = ("same", "fixed")
+TEST = ("curve", "once")
 FIXED_SPLIT_SEED = 0
 KILLED = "the process ended before it reported: it was killed, perhaps for want of memory"
 
@@ -45,8 +46,9 @@ KILLED = "the process ended before it reported: it was killed, perhaps for want 
 class Contest:
     """What is equal for all solvers: the data, the width, the seeds, the budget and ``common`` (of COMMON).
 
-    Seeds 0 .. ``seeds`` - 1 are reported; ``tune_seed`` is none of them. ``split_seeds`` "same" draws split k for
-    seed k, "fixed" one split for all; a split that is not drawn has no seed.
+    ``seeds`` seeds from ``first_seed`` on are reported; ``tune_seed`` is none of them. ``split_seeds`` "same" draws
+    split k for seed k, "fixed" one split for all; a split that is not drawn has no seed. ``test`` "curve" judges the
+    test nodes at every evaluation, "once" takes them out of the graph and judges the trained network.
     """
 
     dataset: str
@@ -55,9 +57,16 @@ class Contest:
     split_seeds: str = "same"
     hidden: int = 100
     seeds: int = 5
+    first_seed: int = 0
     budget: int = 10
     tune_seed: int = 1000
+    test: str = "curve"
     common: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reported(self) -> range:
+        """The seeds that are reported."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def split_seed(self, seed: int) -> int | None:
         """Return the seed of the split that goes with a seed, None where the split is not drawn."""
@@ -75,10 +84,8 @@ class Contest:
 
     def configuration(self) -> dict[str, Any]:
         """Return all that must be equal for rows of one summary: the graph's digest and the versions too."""
-        own = {name: getattr(self, name) for name in ("dataset", "split", "split_seeds", "hidden", "seeds")}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "data_dir"}
         return own | {
-            "budget": self.budget,
-            "tune_seed": self.tune_seed,
             "common": dict(self.common),
             "threads": self.common.get("threads") or os.environ.get("OMP_NUM_THREADS"),
             "graph": load_dataset(self.dataset, self.data_dir).fingerprint(),
@@ -90,12 +97,13 @@ class Contest:
         if launched_size() > 1:
             remedy = "every run is a process of its own: start it without mpirun"
             raise InputError("ranks", launched_size(), "1 for compare", remedy)
-        if self.tune_seed < self.seeds:
+        if self.tune_seed in self.reported:
             remedy = "tuning must not see a seed that is reported"
-            raise InputError("tune_seed", self.tune_seed, f"at least seeds = {self.seeds}", remedy)
+            allowed = f"none of the seeds {self.reported[0]} to {self.reported[-1]}"
+            raise InputError("tune_seed", self.tune_seed, allowed, remedy)
         for solver, layers in entries:
-            solver_class(solver)(**self.job(solver, layers, 0)["fixed"]).checked()
-        for seed in (0, self.tune_seed):
+            solver_class(solver)(**self.job(solver, layers, self.first_seed)["fixed"]).checked()
+        for seed in (self.first_seed, self.tune_seed):
             graph = load_with_split(self.dataset, self.data_dir, self.split, self.split_seed(seed) or 0)
             assert graph.splits is not None  # load_with_split
             if not len(graph.splits["val"]) or not len(graph.splits["test"]):
@@ -187,8 +195,8 @@ def _row(contest: Contest, solver: str, layers: int) -> dict[str, Any]:
             row["tuning"] = seeds | {"best": None, "trials": [], "failed": KILLED}
             log.warning("%s, %d layers: %s; it goes on with the defaults", solver, layers, KILLED)
     row["runs"] = []
-    for seed in range(contest.seeds):
-        job = contest.job(solver, layers, seed)
+    for seed in contest.reported:
+        job = contest.job(solver, layers, seed) | {"test": contest.test}
         job["fixed"] |= row["parameters"]
         run = {"seed": seed, "split_seed": contest.split_seed(seed), **_run_alone(job)}
         row["runs"].append(run)
@@ -237,9 +245,12 @@ def _tune(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     graph = load_with_split(*job["data"])
-    estimator = solver_class(job["solver"])(**job["fixed"]).fit(graph)
+    once = job["test"] == "once"
+    estimator = solver_class(job["solver"])(**job["fixed"]).fit(without_test(graph) if once else graph)
     summary = estimator.summary_
     peak = peak_bytes() or summary["peak_rss_bytes"]
+    if once:
+        summary["test_accuracy"] = estimator.score(graph)
     rates = [stage.get("bytes_per_iteration") for stage in estimator.stages_]
     if job["solver"] in BACKPROP:  # what is told is of one rank, which sends nothing
         assert graph.splits is not None  # load_with_split

@@ -30,8 +30,9 @@ def plot_contest(
 
     ``summaries`` maps a name to a summary. Thin lines are all seeds; the bold line is the seed of median best
     validation accuracy, dotted while its network grows, and from the dot on of full depth. Grey lines are the
-    targets. ``x`` is "seconds", "iteration" or "bytes", on a logarithmic axis. Raises InputError for contests
-    that cannot be drawn, for a file that cannot be written, and where matplotlib is not installed.
+    targets. Test accuracy has panels where a contest judged it along the way. ``x`` is "seconds", "iteration" or
+    "bytes", on a logarithmic axis. Raises InputError for contests that cannot be drawn, for a file that cannot be
+    written, and where matplotlib is not installed.
 
     >>> figure = plot_contest({"cora": json.load(open("cora.json"))}, "cora.png")  # doctest: +SKIP
     """
@@ -39,16 +40,17 @@ def plot_contest(
     solvers = list(dict.fromkeys(solver for _, rows, _ in columns for solver in rows))
     colours = dict(zip(solvers, itertools.cycle(COLOURS)))
     matplotlib, figure_class = load_matplotlib()
+    drawn = {key: QUANTITIES[key] for key in QUANTITIES if key == "val_accuracy" or _has(columns, key)}
     with matplotlib.rc_context(FONT):
-        figure = figure_class(figsize=(max(6.4, 4.6 * len(columns)), 6.8), layout="constrained")
-        panels = figure.subplots(2, len(columns), squeeze=False, sharex="col", sharey="row")
+        figure = figure_class(figsize=(max(6.4, 4.6 * len(columns)), 1.2 + 2.8 * len(drawn)), layout="constrained")
+        panels = figure.subplots(len(drawn), len(columns), squeeze=False, sharex="col", sharey="row")
         for (title, rows, targets), column in zip(columns, panels.T):
             column[0].set_title(title, loc="left")
-            for panel, key in zip(column, QUANTITIES):
+            for panel, key in zip(column, drawn):
                 _draw(panel, rows, key, x, colours)
             _mark_targets(column[0], targets)
-            column[1].set_xlabel(BYTES if x == "bytes" else AXES[x][0])
-        for row, (key, label) in zip(panels, QUANTITIES.items()):
+            column[-1].set_xlabel(BYTES if x == "bytes" else AXES[x][0])
+        for row, (key, label) in zip(panels, drawn.items()):
             row[0].set_ylabel(label)
             _limit(row[0], [rows for _, rows, _ in columns], key)
         for (_, rows, _), column in zip(columns, panels.T):
@@ -95,6 +97,10 @@ def _points(run: Run, key: str, x: str) -> list[tuple[float, float, int]]:
 
 def _grew(run: Run) -> bool:
     return len(set(run["history"]["layers"])) > 1
+
+
+def _has(columns: Sequence[tuple[str, dict[str, list[Run]], Any]], key: str) -> bool:
+    return any(key in run["history"] for _, rows, _ in columns for runs in rows.values() for run in runs)
 
 
 def _draw(panel: Axes, rows: Mapping[str, list[Run]], key: str, x: str, colours: Mapping[str, str]) -> None:

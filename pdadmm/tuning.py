@@ -15,7 +15,18 @@ from pdadmm.errors import DivergenceError, InputError
 from pdadmm.parameters import parameters
 from pdadmm.solvers import solver_class
 
-__all__ = ["SPACES", "Batch", "Choice", "Growth", "LogUniform", "Setting", "best_trial", "trial_parameters", "tune"]
+__all__ = [
+    "SPACES",
+    "Batch",
+    "Choice",
+    "Growth",
+    "LogUniform",
+    "Setting",
+    "best_trial",
+    "trial_parameters",
+    "tune",
+    "without_test",
+]
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ def tune(
     """
     if graph.splits is None or not len(graph.splits["val"]):
         raise InputError("split", "without validation nodes", "one with validation nodes, as they choose")
-    blind = graph.with_splits({**graph.splits, "test": np.empty(0, dtype=np.int64)})
+    blind = without_test(graph)
     estimator = solver_class(solver)
     setting = Setting(estimator(**fixed).checked().layers, len(graph.splits["train"]))
     trials = []
@@ -175,6 +186,12 @@ def tune(
         trials.append({"trial": number, "parameters": chosen, **_try(estimator(**fixed, **chosen), blind)})
         watch(trials[-1])
     return trials
+
+
+def without_test(graph: Graph) -> Graph:
+    """Return the graph, which has splits, without test nodes."""
+    assert graph.splits is not None
+    return graph.with_splits({**graph.splits, "test": np.empty(0, dtype=np.int64)})
 
 
 def _try(estimator: Any, graph: Graph) -> dict[str, Any]:

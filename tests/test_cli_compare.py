@@ -183,6 +183,9 @@ def test_bad_input_of_compare(refused, tmp_path, monkeypatch):
     refused(*ok, "--layers", "2,x", words=["layers = x"])
     refused(*ok, "--budget", "-1", words=["budget = -1"])
     refused(*ok, "--tune-seed", "3", words=["tune_seed = 3", "reported"])
+    refused(*ok, "--first-seed", "-1", words=["first_seed = -1"])
+    refused(*ok, "--first-seed", "998", words=["tune_seed = 1000", "seeds 998 to 1002"])
+    refused(*ok, "--test", "twice", words=["test = twice", "curve, once"])
     refused(*ok, "--split-seeds", "koala", words=["split_seeds = koala", "same, fixed"])
     for target in ("0", "1.5", "x", "", "nan"):
         refused(*ok, "--targets", f"0.5,{target}", words=[f"targets = {target}"])

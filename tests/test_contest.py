@@ -187,6 +187,35 @@ def test_the_runs_are_those_of_the_estimator(in_process, tmp_path):
     assert row["figures"]["test_accuracy"]["values"] == [run["test_accuracy"] for run in row["runs"]]
 
 
+def test_seeds_may_begin_anywhere(in_process, tmp_path):
+    (row,) = compare(small(split="random:5", first_seed=7, tune_seed=6), ENTRIES, tmp_path / "c.json")["rows"]
+    assert [job["fixed"]["seed"] for _, job in in_process] == [6, 7, 8]
+    assert [(run["seed"], run["split_seed"]) for run in row["runs"]] == [(7, 7), (8, 8)]
+
+
+@pytest.mark.parametrize("solver", ["pdadmm-g", "adam", "gcn"])
+def test_test_nodes_judged_once(solver, in_process, tmp_path, monkeypatch):
+    """The same accuracy as along the way, by a fit that had no test nodes."""
+    seen = []
+    real = solver_class(solver).fit
+
+    def fit(self, graph):
+        seen.append(len(graph.splits["test"]))
+        return real(self, graph)
+
+    monkeypatch.setattr(solver_class(solver), "fit", fit)
+    rows = {
+        test: compare(small(budget=0, test=test), [(solver, 2)], tmp_path / f"{test}.json")["rows"][0]
+        for test in ("curve", "once")
+    }
+    assert [bool(nodes) for nodes in seen] == [True, True, False, False]
+    for one, other in zip(rows["curve"]["runs"], rows["once"]["runs"]):
+        assert one["test_accuracy"] == pytest.approx(other["test_accuracy"], abs=1e-12)
+        assert one["history"]["val_accuracy"] == other["history"]["val_accuracy"]
+        assert set(one["history"]) - set(other["history"]) == {"test_accuracy"}
+    read_summary(tmp_path / "once.json")
+
+
 # Going on
 
 
@@ -233,6 +262,8 @@ def test_a_contest_that_is_cut_off_keeps_what_it_has(in_process, tmp_path, monke
         ({"seeds": 3}, "seeds"),
         ({"budget": 1}, "budget"),
         ({"tune_seed": 7}, "tune_seed"),
+        ({"first_seed": 3}, "first_seed"),
+        ({"test": "once"}, "test"),
         ({"common": {"hops": 2, "threads": 1}}, "common"),
         ({"common": {"hops": 1, "threads": 2}}, "common, threads"),
     ],
@@ -290,6 +321,7 @@ def test_a_run_that_diverges_is_recorded(in_process, tmp_path, monkeypatch):
     ("changes", "entries", "word"),
     [
         ({"tune_seed": 1}, ENTRIES, "tune_seed = 1"),
+        ({"tune_seed": 6, "first_seed": 5}, ENTRIES, "tune_seed = 6"),
         ({"common": {"hops": -1}}, ENTRIES, "hops = -1"),
         ({}, [("koala", 2)], "solver = koala"),
         ({"split": "koala"}, ENTRIES, "split = koala"),

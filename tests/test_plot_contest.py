@@ -106,6 +106,16 @@ def test_what_cannot_be_drawn(summaries, options, argument, tmp_path, monkeypatc
     assert caught.value.argument == argument
 
 
+def test_without_curves_of_test_accuracy_there_are_no_panels_for_it():
+    own = run(0.8, [2, 2])
+    del own["history"]["test_accuracy"]
+    blind = contest(rows=[{"solver": "adam", "layers": 2, "runs": [own]}])
+    (panel,) = plot_contest({"cora": blind}).axes
+    assert panel.get_ylabel() == "validation accuracy"
+    assert panel.get_xlabel() == AXES["seconds"][0]
+    assert len(plot_contest({"cora": blind, "pubmed": contest()}).axes) == 2 * 3
+
+
 def test_runs_without_messages_have_no_curve_over_bytes():
     silent = contest(rows=[{"solver": "adam", "layers": 1, "runs": [run(0.8, [1, 1], bytes=[0, 0])]}])
     with pytest.raises(InputError, match="bytes"):

@@ -14,7 +14,7 @@ from pdadmm.cli.common import (
     check_writable,
     start_logging,
 )
-from pdadmm.contest import COMMON, SPLIT_SEEDS, Contest, compare
+from pdadmm.contest import COMMON, SPLIT_SEEDS, TEST, Contest, compare
 from pdadmm.parameters import fraction, one_of, parameters, whole
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.standings import table, table_of_work
@@ -32,12 +32,14 @@ def run(arguments: list[str]) -> int:
         given.dataset,
         given.data_dir,
         given.split,
-        accepted("split_seeds", given.split_seeds, one_of(SPLIT_SEEDS)),
-        accepted("hidden", given.hidden, whole(1)),
-        accepted("seeds", given.seeds, whole(1)),
-        accepted("budget", given.budget, whole(0)),
-        accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1)),
-        common,
+        split_seeds=accepted("split_seeds", given.split_seeds, one_of(SPLIT_SEEDS)),
+        hidden=accepted("hidden", given.hidden, whole(1)),
+        seeds=accepted("seeds", given.seeds, whole(1)),
+        first_seed=accepted("first_seed", given.first_seed, whole(0, 2**62)),
+        budget=accepted("budget", given.budget, whole(0)),
+        tune_seed=accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1)),
+        test=accepted("test", given.test, one_of(TEST)),
+        common=common,
     )
     solvers = _listed("solvers", given.solvers, one_of(tuple(SOLVERS)))
     depths = _listed("layers", given.layers, whole(1))
@@ -88,12 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flag("--layers", default="10", metavar="N,N,..", help="depths, each tuned and run by itself (default: 10)")
     flag("--hidden", default="100", metavar="N", help="neurons of each hidden layer (default: 100)")
-    flag("--seeds", default="5", metavar="N", help="seeds 0 to N-1 are reported (default: 5)")
+    flag("--seeds", default="5", metavar="N", help="how many seeds are reported (default: 5)")
+    flag("--first-seed", default="0", metavar="N", help="the first of them (default: 0)")
     flag("--budget", default="10", metavar="TRIALS", help="trials of tuning; 0 takes the defaults (default: 10)")
     flag("--tune-seed", default="1000", metavar="N", help="seed of tuning: weights, draws, split (default: 1000)")
     flag(
         "--split-seeds", default="same", metavar="NAME",
         help="a drawn split of seed k: same (split k) or fixed (split 0 for all) (default: same)",
+    )  # fmt: skip
+    flag(
+        "--test", default="curve", metavar="NAME",
+        help="when test nodes are judged: curve (at every evaluation), once (the trained network: no curve, less work) "
+        "(default: curve)",
     )  # fmt: skip
     flag(
         "--targets", metavar="X,X,..",
