@@ -7,7 +7,8 @@
 as the iteration does them, "with LAPACK" those with torch.linalg's factorisations;
 "traffic" is every state array (p, z, q, u, r of each layer) read and written once at the copy bandwidth measured
 beside it; "Adam" is one full-batch epoch of torch.optim.Adam on the same network. "objective" are the sums of the
-objective and the residuals, which the driver takes after every iteration. Medians of ratios, one process.
+objective and the residuals, which the driver takes after every iteration. With ``--products bf16`` those of the limit
+round their operands, too. Medians of ratios, one process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from shared import full_network, machine, random_problem, ratio, shape_parser, table, timed
 
 from pdadmm.admm.problem import Problem
+from pdadmm.admm.products import FULL, PRODUCTS, Products, make_products, transposed
 from pdadmm.admm.updates import spd_inverse, spd_solve
 from pdadmm.models.gamlp import GAMLP
 
@@ -34,8 +36,9 @@ def lapack_solve(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
 
 
 def products(
-    problem: Problem, first, layers: int, hidden: int, inverse: Callable = spd_inverse, solve: Callable = spd_solve
-) -> Callable[[], None]:
+    problem: Problem, first, layers: int, hidden: int, inverse: Callable = spd_inverse, solve: Callable = spd_solve,
+    form: Products = FULL,
+) -> Callable[[], None]:  # fmt: skip
     """Return a function that does one iteration's products and factorisations and nothing else."""
     V, C = problem.nodes, problem.classes
     outputs = [hidden] * (layers - 2) + [C]
@@ -50,12 +53,13 @@ def products(
         for n in outputs:
             torch.mm(W[n].mT, W[n], out=gram)
             inverse(system)
-            torch.mm(z[n], W[n], out=out)
-            torch.mm(out, system, out=p)
-            torch.mm(p.mT, p, out=gram)
-            torch.mm(z[n].mT, p, out=cross[n])
+            form.mm(z[n], W[n], out=out)
+            form.mm(out, system, out=p)
+            P = form.parts(p)
+            form.mm_parts(transposed(P), P, out=gram)
+            form.mm_parts(transposed(form.parts(z[n])), P, out=cross[n])
             solve(system, cross[n])
-            torch.mm(p, W[n].mT, out=a[n])
+            form.mm_parts(P, transposed(form.operand(W[n])), out=a[n])
 
     return run
 
@@ -76,18 +80,20 @@ def adam_epoch(problem: Problem, layers: int, hidden: int) -> Callable[[], None]
 def main() -> None:
     parser = shape_parser(__doc__, repeat=7)
     parser.add_argument("--inner", type=int, default=1, help="runs per measurement: more for small shapes")
+    parser.add_argument("--products", default="full", choices=PRODUCTS, help="number format of the products")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     problem = random_problem(given.nodes, given.inputs, given.classes)
-    solver, network = full_network(problem, given.layers, given.hidden)
+    solver, network = full_network(problem, given.layers, given.hidden, products=given.products)
+    form = make_products(given.products)
     state = 5 * given.nodes * given.hidden * (given.layers - 1)  # values of p, z, q, u, r in the hidden layers
     source, target = torch.ones(state), torch.empty(state)
     runs = {
         "iteration": network.iterate,
-        "products": products(problem, solver.first, given.layers, given.hidden),
+        "products": products(problem, solver.first, given.layers, given.hidden, form=form),
         "products with LAPACK": products(
-            problem, solver.first, given.layers, given.hidden, lapack_inverse, lapack_solve
+            problem, solver.first, given.layers, given.hidden, lapack_inverse, lapack_solve, form
         ),
         "objective": network.terms,
         "traffic": lambda: target.copy_(source),
@@ -95,6 +101,7 @@ def main() -> None:
     }
     seconds = timed(runs, given.repeat, given.inner)
     print(f"V = {given.nodes}, n_0 = {given.inputs}, n = {given.hidden}, L = {given.layers}, {given.threads} thread(s)")
+    print(f"products {given.products}")
     print(machine(), table(seconds), sep="\n\n")
     limit = [a + b for a, b in zip(seconds["products"], seconds["traffic"], strict=True)]
     print(f"\niteration / products: {ratio(seconds['iteration'], seconds['products']):.2f}")

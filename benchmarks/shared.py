@@ -40,12 +40,13 @@ def full_network(
     transport: Transport | None = None,
     warm: int = 3,
     grid: str = "auto",
+    products: str = "full",
 ) -> tuple[ADMMSolver, Network]:
     """Return a network of full depth, grown as by default after ``warm`` iterations a stage, and its solver.
 
-    ``grid`` places it on the ranks of ``transport``.
+    ``grid`` places it on the ranks of ``transport``; ``products`` is their number format.
     """
-    settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid).checked()
+    settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid, products=products).checked()
     solver = ADMMSolver(problem, settings, transport or LocalTransport())
     placement: list[range] = []
     for number, depth in enumerate(settings.stages):

@@ -15,7 +15,10 @@ from pdadmm.kernels import spmm
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHAPE = ["--nodes", "40", "--inputs", "12", "--hidden", "8", "--layers", "4", "--classes", "3"]
 SMALL = {
-    "iteration": ([*SHAPE, "--repeat", "2"], ["iteration / (products + traffic): ", "iteration / Adam epoch: "]),
+    "iteration": (
+        [*SHAPE, "--repeat", "2", "--products", "bf16"],
+        ["products bf16", "iteration / (products + traffic): ", "iteration / Adam epoch: "],
+    ),
     "spmm": (["--nodes", "60", "--nonzeros", "300", "--columns", "20", "--repeat", "2"], ["copy: "]),
     "memory": (SHAPE, ["peak / state: "]),
     "ranks": ([*SHAPE, "--repeat", "2"], ["efficiency against 1 copies: ", "rank 0: exposed 0.0"]),

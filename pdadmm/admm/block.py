@@ -78,7 +78,7 @@ class BlockUpdates:
     def __init__(self, layers: Sequence[Any], rows: int, accelerate: bool) -> None:
         self.layers, self.rows, self.accelerate = layers, rows, accelerate
         self.penalties, self.activation = layers[0].penalties, layers[0].activation
-        self.depth = len(layers)
+        self.depth, self.products = len(layers), layers[0].solver.products
         self.memory: dict[str, Tensor] = {}
 
     def _array(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -129,7 +129,7 @@ class BlockUpdates:
                 above = self._seen(layer + 1, state, "old", betas[0][layer + 1])
                 p_next = self._p_before(layer + 1, state, before[layer + 1], above.z, old)
             W, b = now[layer].W, now[layer].b
-            r = torch.addmm(b, p, W.mT, out=self._array("r", len(X), len(b), X.dtype))
+            r = self.products.addmm(b, p, W.mT, out=self._array("r", len(X), len(b), X.dtype))
             a = self._like("a", r).copy_(r) if self._stepped(layer, now[layer]) else None
             if layer + 1 < self.depth:
                 tally.measures[layer] += self._update(layer, state, r, old, p_next)
@@ -167,7 +167,7 @@ class BlockUpdates:
 
     def _residual(self, z: Tensor, p: Tensor, weights: Weights, name: str) -> Tensor:
         """Return z - p W^T - b."""
-        a = torch.addmm(weights.b, p, weights.W.mT, out=self._like(name, z))
+        a = self.products.addmm(weights.b, p, weights.W.mT, out=self._like(name, z))
         return torch.sub(z, a, out=a)
 
     def _p_before(self, layer: int, state: State, before: Weights, z: Tensor, below: Seen) -> Tensor:
@@ -175,16 +175,17 @@ class BlockUpdates:
         nu, rho = self.penalties.nu, self.penalties.rho
         if before.inverse is None:
             p = state[f"p{layer}"]
-            update_p_gradient_(p, self._residual(z, p, before, "old r"), before.W, below.q, below.u, nu, rho)
+            r = self._residual(z, p, before, "old r")
+            update_p_gradient_(p, r, before.W, below.q, below.u, nu, rho, self.products)
             return p
         return self._p_exact(f"p {layer % 2}", z, before, below)
 
     def _p_exact(self, name: str, z: Tensor, weights: Weights, below: Seen) -> Tensor:
         nu, rho, q = self.penalties.nu, self.penalties.rho, below.q
         right = self._like("right", q)
-        prepared = prepare_p_exact(z, weights.W, weights.b, nu, rho, right, weights.inverse)
+        prepared = prepare_p_exact(z, weights.W, weights.b, nu, rho, right, weights.inverse, self.products)
         p = self._like(name, q)
-        update_p_exact_(p, prepared, q, below.u, rho)
+        update_p_exact_(p, prepared, q, below.u, rho, self.products)
         return p
 
     def _update(self, layer: int, state: State, r: Tensor, old: Seen, p_next: Tensor) -> float:
@@ -242,11 +243,11 @@ class BlockUpdates:
         if layer == 0:
             moved = seen.z if self.layers[0].solver.exact else r
             nothing = X.new_empty(0)
-            tally.add(0, Moments(nothing, moved.mT @ X, nothing, moved.sum(0), len(X)))
+            tally.add(0, Moments(nothing, self.products.mm(moved.mT, X), nothing, moved.sum(0), len(X)))
         elif now.inverse is None:
             assert r is not None  # as the layer takes steps
             p = self._like("p ahead", state[f"p{layer}"]).copy_(state[f"p{layer}"])
-            update_p_gradient_(p, r, now.W, below.q, below.u, self.penalties.nu, self.penalties.rho)
-            tally.add(layer, Moments.of(p, r))
+            update_p_gradient_(p, r, now.W, below.q, below.u, self.penalties.nu, self.penalties.rho, self.products)
+            tally.add(layer, Moments.of(p, r, self.products))
         else:
-            tally.add(layer, Moments.of(self._p_exact("p ahead", seen.z, now, below), seen.z))
+            tally.add(layer, Moments.of(self._p_exact("p ahead", seen.z, now, below), seen.z, self.products))

@@ -12,6 +12,7 @@ import torch
 from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
+from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import ADMMSettings, check_tol
 from pdadmm.admm.solver import ADMMSolver
@@ -102,7 +103,8 @@ class PDADMMG(GraphClassifier, ADMMSettings):
             raise InputError("memory", human_bytes(limit.limit), allowed, "or augment to disk first")
         X, problem.X = problem.X, None
         columns, widths = largest_state(settings, problem)
-        return Storage(folder, limit.limit, X, problem.nodes, widths, columns, getattr(torch, settings.dtype))
+        dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products]
+        return Storage(folder, limit.limit, X, problem.nodes, widths, columns, dtype, terms)
 
 
 def largest_state(settings: ADMMSettings, problem: Problem) -> tuple[dict[str, int], list[int]]:

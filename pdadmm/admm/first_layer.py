@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
 from pdadmm.checkpoint import State
@@ -30,12 +31,14 @@ def fixed_ridge(factor: Tensor, nodes: int, kappa_first: float) -> float:
     return max(kappa_first / nodes, torch.finfo(factor.dtype).eps ** 0.5 / len(factor)) * trace
 
 
-def gram_matrix(p: Tensor, block: int = 512) -> Tensor:
-    """Return p^T p (n, n) for p (V, n): the lower triangle in strips of columns, and its mirror image."""
-    gram = torch.empty(p.shape[1], p.shape[1], dtype=p.dtype)
+def gram_matrix(p: Tensor | Parts, block: int = 512, products: Products = FULL) -> Tensor:
+    """Return p^T p (n, n) for p (V, n), or its parts: the lower triangle in strips of columns, and its mirror image."""
+    parts = (p,) if isinstance(p, Tensor) else p
+    gram = parts[0].new_empty(parts[0].shape[1], parts[0].shape[1])
     for start in range(0, len(gram), block):
-        strip = slice(start, start + block)
-        torch.mm(p[:, strip].mT, p[:, : start + block], out=gram[strip, : start + block])
+        strip, below = slice(start, start + block), slice(start + block)
+        rows, columns = (tuple(part[:, own] for part in parts) for own in (strip, below))
+        products.mm_parts(transposed(rows), columns, out=gram[strip, below])
         gram[:start, strip] = gram[strip, :start].mT
     return gram
 
@@ -51,8 +54,8 @@ class FirstForm:
     name: str
     kappa: float
 
-    def __init__(self, X: Tensor, nodes: int, shard: Shard) -> None:
-        self.X, self.p, self.shard = X, own_rows(X, nodes, shard), shard
+    def __init__(self, X: Tensor, nodes: int, shard: Shard, products: Products) -> None:
+        self.X, self.p, self.shard, self.products = X, own_rows(X, nodes, shard), shard, products
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1."""
@@ -92,9 +95,12 @@ class GramFirst(FirstForm):
 
     name = "gram"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
-        super().__init__(X, nodes, shard)
-        gram = shard.total(gram_matrix(self.p))
+    def __init__(
+        self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
+    ) -> None:
+        super().__init__(X, nodes, shard, products)
+        self.parts = products.operand(self.p)
+        gram = shard.total(gram_matrix(self.parts, products=products))
         self.kappa = fixed_ridge(gram, nodes, kappa_first)
         gram.diagonal().add_(self.kappa)
         self.inverse = spd_inverse(gram)
@@ -108,8 +114,10 @@ class GramFirst(FirstForm):
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
         self.b = self.shard.mean(z)
         # p has mean zero, so z and its centred form have the same cross product
-        self.W = self.shard.total(z.mT @ self.p) @ self.inverse
-        self.a = torch.addmm(self.b, self.p, self.W.mT)
+        products = self.products
+        cross = products.mm_parts(transposed(products.operand(z)), self.parts)
+        self.W = self.shard.total(cross) @ self.inverse
+        self.a = products.addmm_parts(self.b, self.parts, transposed(products.operand(self.W)))
         return self.a
 
 
@@ -123,14 +131,16 @@ class KernelFirst(FirstForm):
 
     name = "kernel"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
-        super().__init__(X, nodes, shard)
+    def __init__(
+        self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
+    ) -> None:
+        super().__init__(X, nodes, shard, products)
         p = shard.whole(self.p)  # every shard has all rows for a moment: they are fewer than the columns
         self.kernel = X[len(self.p) :] @ p.mT
         system = gram_matrix(p.mT)
         self.kappa = fixed_ridge(system, nodes, kappa_first)
         system.diagonal().add_(self.kappa)
-        self.inverse = shard.cut(spd_inverse(system))
+        self.inverse = products.operand(shard.cut(spd_inverse(system)))
         self.alpha: Tensor | None = None
 
     @staticmethod
@@ -147,7 +157,7 @@ class KernelFirst(FirstForm):
         """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
         everywhere = self.shard.whole(z)
         self.b = everywhere.mean(0)
-        self.alpha = self.inverse @ (everywhere - self.b)
+        self.alpha = self.products.mm_parts(self.inverse, self.products.operand(everywhere - self.b))
         self.a = z - self.kappa * self.alpha
         return self.a
 
@@ -189,8 +199,10 @@ class GradientFirst(FirstForm):
 
     name = "gradient"
 
-    def __init__(self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE) -> None:
-        super().__init__(X, nodes, shard)
+    def __init__(
+        self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
+    ) -> None:
+        super().__init__(X, nodes, shard, products)
         (squared,) = shard.sums(float(self.p.double().square().sum()))
         self.kappa = kappa_first * squared / nodes  # as the prefactored forms
 
@@ -202,7 +214,7 @@ class GradientFirst(FirstForm):
     def update(self, z: Tensor) -> Tensor:
         """Take one gradient step on |z - p W^T - b|^2 + kappa_1 |W|^2 in W, then the exact b; return a."""
         r = z - self.a
-        update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa, shard=self.shard)
+        update_W_gradient_(self.W, r, self.p, nu=1.0, mu=self.kappa, shard=self.shard, products=self.products)
         update_b_(self.b, r, self.shard)
         self.a = z - r
         return self.a

@@ -13,6 +13,7 @@ from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, KernelFirst
 from pdadmm.admm.link import Link
 from pdadmm.admm.losses import CrossEntropy, SquaredError
+from pdadmm.admm.products import FULL, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import (
     Moments,
@@ -209,7 +210,7 @@ class HiddenLayer(Layer):
     """Layers 2..L; ``exact`` chooses between the two forms of the p- and the W-update.
 
     ``identity`` says whether W is pulled toward I (hidden layers that growth starts at I), ``grid`` the fixed
-    grid that p is constrained to, if any, ``shard`` which nodes these are.
+    grid that p is constrained to, if any, ``shard`` which nodes these are, ``products`` the number format of products.
     """
 
     def __init__(
@@ -223,9 +224,10 @@ class HiddenLayer(Layer):
         identity: bool,
         grid: Grid | None = None,
         shard: Shard = WHOLE,
+        products: Products = FULL,
     ) -> None:
         super().__init__(index, activation, penalties)
-        self.W, self.b, self.exact, self.grid, self.shard = W, b, exact, grid, shard
+        self.W, self.b, self.exact, self.grid, self.shard, self.products = W, b, exact, grid, shard, products
         square = identity and W.shape[0] == W.shape[1]
         self.target = torch.eye(len(W), dtype=W.dtype) if square else None
 
@@ -260,31 +262,34 @@ class HiddenLayer(Layer):
             p = self.below.own_p
             if p.shape not in scratch:
                 scratch[p.shape] = torch.empty_like(p)
-            self.prepared = prepare_p_exact(self.z, self.W, self.b, nu, rho, scratch[p.shape])
+            self.prepared = prepare_p_exact(
+                self.z, self.W, self.b, nu, rho, scratch[p.shape], products=self.products
+            )
 
     def update_p(self) -> None:
         """p_l from q_{l-1} and u_{l-1} of the last iteration."""
         nu, rho, link = self.penalties.nu, self.penalties.rho, self.below
         if self.grid is not None:
-            update_p_constrained_(link.own_p, self.r, self.W, link.q, link.u, nu, rho, self.grid)
+            update_p_constrained_(link.own_p, self.r, self.W, link.q, link.u, nu, rho, self.grid, self.products)
         elif self.exact:
-            update_p_exact_(link.own_p, self.prepared, link.q, link.u, rho)
+            update_p_exact_(link.own_p, self.prepared, link.q, link.u, rho, self.products)
             del self.prepared
         else:
-            update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho)
+            update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho, self.products)
 
     def update_W_b(self) -> None:
         """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
         p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
         if not self.exact:
-            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target, self.shard)
+            update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target, self.shard, self.products)
             update_b_(self.b, self.r, self.shard)
             torch.sub(self.z, self.r, out=self.r)
             return
         prox = self.penalties.prox_W * self.unit
-        moments = Moments.of(p, self.z).over(self.shard)
+        P = self.products.parts(p)
+        moments = Moments.of(p, self.z, self.products, P).over(self.shard)
         self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
-        torch.addmm(self.b, p, self.W.mT, out=self.r)
+        self.products.addmm_parts(self.b, P, transposed(self.products.operand(self.W)), out=self.r)
 
     def ridge(self) -> float:
         """Return this shard's share of mu/2 |W|^2 + nu/2 kappa |W - I|^2: the first shard counts it."""

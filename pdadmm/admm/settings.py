@@ -11,6 +11,7 @@ from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.losses import LOSSES
+from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
@@ -96,6 +97,11 @@ class ADMMSettings:
     )
     seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of the state")
+    products: str = param(
+        "full",
+        one_of(tuple(PRODUCTS)),
+        "number format of products: that of the state, bf16, or bf16 in two parts, which is near float32",
+    )
 
     def checked(self) -> Self:
         """Return a copy with every value checked and every default that depends on others filled in."""
@@ -111,6 +117,8 @@ class ADMMSettings:
             check_stages(stages, layers)
         settings = type(self)(**values)
         check_tol(settings)
+        if settings.products != "full" and settings.dtype != "float32":
+            raise InputError("products", settings.products, f"full with dtype {settings.dtype}")
         return settings
 
     def solves_exactly(self, width: int, nodes: int) -> bool:

@@ -19,6 +19,7 @@ from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, 
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
 from pdadmm.admm.problem import Problem, scores
+from pdadmm.admm.products import make_products
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
@@ -86,6 +87,7 @@ class ADMMSolver:
         self.shard = Shard(row, self.nodes)
         self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
+        self.products = make_products(settings.products)
         s = settings
         assert s.rho is not None  # checked
         assert s.stages is not None
@@ -239,11 +241,13 @@ class ADMMSolver:
         s = self.settings
         if self.column.rank == 0:
             if self.storage is not None:
-                self.first = StreamedFirst(s.first_layer, self.storage, s.kappa_first)
+                self.first = StreamedFirst(s.first_layer, self.storage, s.kappa_first, self.products)
                 squared = self.first.squared
             else:
                 if self.first is None:
-                    self.first = self.first_form(self.problem.X, self.nodes, s.kappa_first, self.shard)
+                    self.first = self.first_form(
+                        self.problem.X, self.nodes, s.kappa_first, self.shard, self.products
+                    )
                 (squared,) = self.shard.sums(squared_norm(self.first.p))
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
             length = math.sqrt(squared / self.nodes) or 1.0
@@ -266,7 +270,9 @@ class ADMMSolver:
             exact = self.settings.solves_exactly(max(W.shape), self.nodes)
             quantizer = self.settings.quantizer
             grid = quantizer.p_grid() if quantizer is not None and quantizer.constrained else None
-            layer = HiddenLayer(index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard)
+            layer = HiddenLayer(
+                index, W, b, self.activation, self.penalties, exact, not last, grid, self.shard, self.products
+            )
         if last:
             layer.attach_loss(self.loss, self.problem.y[: self.problem.nodes])
         return layer

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, fixed_ridge
+from pdadmm.admm.products import FULL, Products, transposed
 from pdadmm.admm.updates import Moments, spd_inverse, update_W_b_gradient
 from pdadmm.checkpoint import State
 from pdadmm.disk.storage import Storage
@@ -19,14 +20,15 @@ class StreamedFirst:
     p^T p is summed once, by blocks. ``squared`` is |p_1|^2.
     """
 
-    def __init__(self, form: str, storage: Storage, kappa_first: float) -> None:
-        self.exact = form != "gradient"
+    def __init__(self, form: str, storage: Storage, kappa_first: float, products: Products = FULL) -> None:
+        self.exact, self.products = form != "gradient", products
         self.name = (GramFirst if self.exact else GradientFirst).name
         nodes, n_0 = storage.nodes, storage.inputs
         gram = torch.zeros(n_0, n_0, dtype=storage.dtype)
         self.p_sum = torch.zeros(n_0, dtype=storage.dtype)
         for _, X in storage.X(nodes):
-            gram.addmm_(X.mT, X)
+            parts = products.operand(X)
+            products.addmm_parts(gram, transposed(parts), parts, out=gram)
             self.p_sum += X.sum(0)
         self.squared, self.count = float(gram.diagonal().double().sum()), nodes
         if self.exact:

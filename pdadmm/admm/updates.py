@@ -2,7 +2,8 @@
 
 Names are the paper's. V training nodes, n = n_l, m = n_{l-1}; arrays are node-major. A function ending
 in ``_`` works in place. All of them see one block of nodes at a time and none communicates, but for W and b:
-these need sums over all nodes, which come as Moments or through a Shard.
+these need sums over all nodes, which come as Moments or through a Shard. Products with an array of nodes are done by
+``products``, in its number format.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
+from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import factor
 from pdadmm.kernels import updates as fused
@@ -82,6 +84,7 @@ def prepare_p_exact(
     rho: float,
     out: Tensor | None = None,
     inverse: Tensor | None = None,
+    products: Products = FULL,
 ) -> tuple[Tensor, Tensor]:
     """Return nu (z - b) W, in ``out`` if given, and (nu W^T W + rho I)^-1: the part that needs no q.
 
@@ -90,10 +93,12 @@ def prepare_p_exact(
     """
     if inverse is None:
         inverse = inverse_p(W, nu, rho)
-    return torch.addmm(b @ W, z, W, beta=-nu, alpha=nu, out=out), inverse
+    return products.addmm(b @ W, z, W, beta=-nu, alpha=nu, out=out), inverse
 
 
-def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float) -> None:
+def update_p_exact_(
+    p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Tensor, rho: float, products: Products = FULL
+) -> None:
     """Set p to argmin nu/2 |z - p W^T - b|^2 + <u, p - q> + rho/2 |p - q|^2 (p-subproblem, exact).
 
     p = [nu (z - b) W + rho q - u] (nu W^T W + rho I)^-1, ``prepared`` by prepare_p_exact.
@@ -104,17 +109,19 @@ def update_p_exact_(p: Tensor, prepared: tuple[Tensor, Tensor], q: Tensor, u: Te
         fused.assemble_p_(right, q, u, rho)
     else:
         right.add_(q, alpha=rho).sub_(u)
-    torch.mm(right, inverse, out=p)
+    products.mm(right, inverse, out=p)
 
 
-def update_p_gradient_(p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu: float, rho: float) -> None:
+def update_p_gradient_(
+    p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu: float, rho: float, products: Products = FULL
+) -> None:
     """Take p <- p - g/tau, one tau per node, and carry r = z - p W^T - b along (p-subproblem, majorised).
 
     g = -nu r W + u + rho (p - q) and tau_i = (nu |g_i W^T|^2 + rho |g_i|^2) / |g_i|^2 is the curvature
     along g, so the quadratic majoriser holds with equality and no backtracking is needed.
     """
-    g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
-    gW = g @ W.mT
+    g = products.addmm(u + rho * (p - q), r, W, alpha=-nu)
+    gW = products.mm(g, W.mT)
     g_squared = g.square().sum(1, keepdim=True)
     tau = rho + nu * gW.square().sum(1, keepdim=True) / _floored(g_squared)
     p.sub_(g / tau)
@@ -122,7 +129,15 @@ def update_p_gradient_(p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu
 
 
 def update_p_constrained_(
-    p: Tensor, r: Tensor, W: Tensor, q: Tensor, u: Tensor, nu: float, rho: float, grid: Grid
+    p: Tensor,
+    r: Tensor,
+    W: Tensor,
+    q: Tensor,
+    u: Tensor,
+    nu: float,
+    rho: float,
+    grid: Grid,
+    products: Products = FULL,
 ) -> None:
     """Move p to the point of the grid nearest to p - g/tau, and carry r along (Problem 3 of the paper).
 
@@ -130,8 +145,8 @@ def update_p_constrained_(
     first; a node whose own step bends more, (nu |d_i W^T|^2 + rho |d_i|^2) / |d_i|^2 > tau_i, takes the bound
     nu |W|_2^2 + rho instead. With p on the grid before, the Lagrangian does not rise.
     """
-    g = torch.addmm(u + rho * (p - q), r, W, alpha=-nu)
-    tau = rho + nu * (g @ W.mT).square().sum(1, keepdim=True) / _floored(g.square().sum(1, keepdim=True))
+    g = products.addmm(u + rho * (p - q), r, W, alpha=-nu)
+    tau = rho + nu * products.mm(g, W.mT).square().sum(1, keepdim=True) / _floored(g.square().sum(1, keepdim=True))
     point = p - g / tau
     if not bool(torch.isfinite(point).all()):
         # no grid point is near: the objective shows it after this iteration, on all ranks at once
@@ -140,12 +155,12 @@ def update_p_constrained_(
         return
     target = grid.project(point)
     d = target - p
-    dW = d @ W.mT
+    dW = products.mm(d, W.mT)
     bends = nu * dW.square().sum(1) > (tau.squeeze(1) - rho) * d.square().sum(1)
     if bool(bends.any()):
         bound = rho + nu * float(torch.linalg.matrix_norm(W, 2)) ** 2 * (1 + 1e-5)
         target[bends] = grid.project(p[bends] - g[bends] / bound)
-        dW[bends] = (target[bends] - p[bends]) @ W.mT
+        dW[bends] = products.mm(target[bends] - p[bends], W.mT)
     p.copy_(target)
     r.sub_(dW)
 
@@ -163,16 +178,17 @@ def update_W_gradient_(
     kappa: float = 0.0,
     target: Tensor | None = None,
     shard: Shard = WHOLE,
+    products: Products = FULL,
 ) -> None:
     """Take W <- W - G/theta on nu/2 |r|^2 + mu/2 |W|^2 + nu kappa/2 |W - target|^2, carrying r along.
 
     theta = (nu |p G^T|^2 + (mu + nu kappa) |G|^2) / |G|^2 is the curvature along the gradient G.
     W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m), the rows of ``shard``.
     """
-    G = shard.total(torch.addmm((mu if shard.leads else 0.0) * W, r.mT, p, alpha=-nu))
+    G = shard.total(products.addmm((mu if shard.leads else 0.0) * W, r.mT, p, alpha=-nu))
     if kappa:
         G.add_(W if target is None else W - target, alpha=nu * kappa)
-    pG = p @ G.mT
+    pG = products.mm(p, G.mT)
     G_squared = G.square().sum()
     theta = nu * shard.total(pG.square().sum()) + (mu + nu * kappa) * G_squared
     step = torch.where(theta > 0, G_squared / theta, 0.0)
@@ -201,9 +217,17 @@ class Moments:
     count: int
 
     @classmethod
-    def of(cls, p: Tensor, z: Tensor) -> Moments:
-        """Return the sums of one block of nodes; p (V, m), z (V, n)."""
-        return cls(p.mT @ p, z.mT @ p, p.sum(0), z.sum(0), len(p))
+    def of(cls, p: Tensor, z: Tensor, products: Products = FULL, P: Parts = ()) -> Moments:
+        """Return the sums of one block of nodes; p (V, m), z (V, n), ``P`` the parts of p where they are known.
+
+        p and z are rounded as ``products`` has it before anything is summed: W and b then are exact for the p and z so
+        rounded, whatever the condition of p^T p.
+        """
+        P, Z = P or products.parts(p), products.parts(z)
+        pp, zp = products.mm_parts(transposed(P), P), products.mm_parts(transposed(Z), P)
+        if len(P) == 1:
+            p, z = P[0], Z[0]
+        return cls(pp, zp, p.sum(0), z.sum(0), len(p))
 
     def over(self, shard: Shard) -> Moments:
         """Return the sums over all shards from those of one."""

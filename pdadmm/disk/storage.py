@@ -60,12 +60,14 @@ class Storage:
     bytes of a row of that width, ``fixed`` what does not grow with the block, see ``fixed_bytes``. Raises InputError
     where that does not fit into the memory, or X and two states not onto the disk.
 
-    ``widths`` [n_0, .., n_L] of the deepest stage; ``columns`` the state of the stage that has the largest.
+    ``widths`` [n_0, .., n_L] of the deepest stage; ``columns`` the state of the stage that has the largest. ``terms``
+    numbers stand for each number of a product (Products); a block's operands then take
+    terms (2 n_0 + 4 n + 4 n_L) bytes a node more, those of the weights go into ``fixed``.
     """
 
     def __init__(
         self, folder: Path, memory: int, X: Centred | Tensor, nodes: int, widths: Sequence[int],
-        columns: dict[str, int], dtype: torch.dtype,
+        columns: dict[str, int], dtype: torch.dtype, terms: int = 0,
     ) -> None:  # fmt: skip
         self.folder, self.memory, self.nodes, self.dtype = folder, memory, nodes, dtype
         self.rows, self.inputs = int(X.shape[0]), int(X.shape[1])
@@ -74,7 +76,7 @@ class Storage:
         self.current: int | None = None  # the file with the state to go on from; None before a stage's first iteration
         self.saved: int | None = None  # the file that a checkpoint counts on
         self.stage: int | None = None
-        self.block = self._plan(widths, columns)
+        self.block = self._plan(widths, columns, terms)
         self.state = StateFiles(folder, nodes, self.block, self.run, self.traffic)
         with self._on_disk():
             self._write_features(X)
@@ -93,12 +95,13 @@ class Storage:
 
     # How large the blocks are
 
-    def _plan(self, widths: Sequence[int], columns: dict[str, int]) -> int:
+    def _plan(self, widths: Sequence[int], columns: dict[str, int], terms: int) -> int:
         """Return B; InputError where the memory or the disk is too small."""
         size = self.dtype.itemsize
         state = Layout(columns, self.dtype).nbytes(1024) / 1024
-        work = size * (16 * max(widths[1:]) + 16 * widths[-1] + self.inputs) + 128
-        each, fixed = BUFFERS * state + work, ALLOWANCE + fixed_bytes(self.rows, widths, size)
+        parts = terms * (2 * self.inputs + 4 * max(widths[1:]) + 4 * widths[-1])
+        work = size * (16 * max(widths[1:]) + 16 * widths[-1] + self.inputs + parts) + 128
+        each, fixed = BUFFERS * state + work, ALLOWANCE + fixed_bytes(self.rows, widths, size, terms)
         least = fixed + min(LEAST_BLOCK, self.rows) * each
         if self.memory < least:
             allowed = f"at least {-(-int(least) // MIB)}MiB for this network and these nodes"
@@ -203,11 +206,11 @@ class Storage:
             path.unlink(missing_ok=True)
 
 
-def fixed_bytes(rows: int, widths: Sequence[int], size: int) -> int:
+def fixed_bytes(rows: int, widths: Sequence[int], size: int, terms: int = 0) -> int:
     """Return the bytes that do not grow with the block: the factor of layer 1 while it is made, weights, sums, labels.
 
     3 n_0^2 numbers for the factor, 16 weight matrices of every layer (now, before, best, sums, on their way into a
-    checkpoint), 32 bytes a labelled node.
+    checkpoint) and two more for each of the ``terms`` that stand for a number in a product, 32 bytes a labelled node.
     """
     weights = widths[0] * widths[1] + sum(m * max(m, n) for m, n in itertools.pairwise(widths[1:]))
-    return size * (3 * widths[0] ** 2 + 16 * weights) + 32 * rows
+    return size * (3 * widths[0] ** 2 + (16 + 2 * terms) * weights) + 32 * rows

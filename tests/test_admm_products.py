@@ -1,0 +1,210 @@
+"""Products in bf16 and in two bf16 parts: their definition, their errors, and training with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdadmm import PDADMMG, PDADMMGQ, InputError, digits
+from pdadmm.admm import products as formats
+from pdadmm.admm.first_layer import gram_matrix
+from pdadmm.admm.products import FULL, PRODUCTS, Products, make_products, transposed
+from pdadmm.admm.updates import Moments, update_W_b_exact
+
+DIGITS = digits()
+MANY = settings(max_examples=60, deadline=None)
+SHAPES = st.tuples(*[st.integers(1, 40)] * 3)
+EPS = 2.0**-24
+
+
+def nearest_bf16(x: np.ndarray) -> np.ndarray:
+    """Round float32 to 8 significant bits, ties to even, by its bits."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    """Numbers of many magnitudes."""
+    random = np.random.default_rng(seed)
+    return torch.from_numpy((random.normal(size=shape) * 10.0 ** random.integers(-4, 5, size=shape)).astype(np.float32))
+
+
+# What the formats are
+
+
+@MANY
+@given(seed=st.integers(0, 2**32 - 1))
+def test_parts_are_the_nearest_bf16(seed):
+    x = drawn(seed, 50)
+    assert Products(0).parts(x)[0] is x
+    (first,) = Products(1).parts(x)
+    assert first.numpy().tobytes() == nearest_bf16(x.numpy()).tobytes()
+    again, second = Products(2).parts(x)
+    assert torch.equal(again, first)
+    assert second.numpy().tobytes() == nearest_bf16((x - first).numpy()).tobytes()
+    assert bool(((x.double() - first - second).abs() <= 2.0**-16 * x.abs().double() + 1e-45).all())
+
+
+@MANY
+@given(
+    seed=st.integers(0, 2**32 - 1), shape=SHAPES, alpha=st.sampled_from([1.0, -0.3]), beta=st.sampled_from([0.5, -2.0])
+)
+def test_products_keep_their_bounds(seed, shape, alpha, beta):
+    """bf16: exact products of rounded operands, sums in float32. Two parts: 3 2^-16 of |A| |B| beside these sums."""
+    m, k, n = shape
+    A, B, C = drawn(seed, m, k), drawn(seed + 1, k, n), drawn(seed + 2, m, n)
+    size = A.double().abs() @ B.double().abs()
+    total = (abs(alpha) * size + abs(beta) * C.double().abs()) * 1.02
+    for terms, exact, own in [
+        (0, A.double() @ B.double(), 0.0),
+        (1, Products(1).parts(A)[0].double() @ Products(1).parts(B)[0].double(), 0.0),
+        (2, A.double() @ B.double(), 3 * 2.0**-16),
+    ]:
+        products, sums = Products(terms), (3 * k + 4) * EPS
+        out = torch.empty(m, n)
+        assert products.mm(A, B, out=out) is out
+        assert bool(((out - exact).abs() <= (own + sums) * size * 1.02 + 1e-40).all())
+        found = products.addmm(C, A, B, beta=beta, alpha=alpha)
+        right = beta * C.double() + alpha * exact
+        assert bool(((found - right).abs() <= (own + sums) * total + 1e-40).all())
+        kept = products.addmm(C, A.mT.contiguous().mT, B, beta=beta, alpha=alpha, out=C.clone())
+        assert bool(((kept - right).abs() <= (own + sums) * total + 1e-40).all())
+
+
+def test_codes_of_eight_bits_are_exact():
+    random = np.random.default_rng(0)
+    codes = torch.from_numpy(random.integers(0, 257, size=(300, 20)).astype(np.float32))
+    assert torch.equal(Products(1).mm(codes.mT, codes), codes.mT @ codes)
+
+
+def test_gram_matrix_of_parts():
+    p = drawn(3, 60, 9)
+    parts = Products(2).parts(p)
+    found = gram_matrix(parts, block=4, products=Products(2))
+    expected = Products(2).mm_parts(transposed(parts), parts)
+    assert torch.allclose(found, expected, rtol=1e-6)
+    assert torch.equal(found, found.mT)
+
+
+def test_names_give_formats(monkeypatch):
+    assert make_products("full") is FULL
+    assert isinstance(formats.has_bf16(), bool)
+    for has in (False, True):
+        monkeypatch.setattr(formats, "has_bf16", lambda has=has: has)
+        for name, terms in PRODUCTS.items():
+            found = make_products(name)
+            assert (found.terms, found.native) == (terms, has and terms > 0)
+
+
+# Where the processor has bf16: torch is told to use it for these products, and for no other
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+def test_native_products_ask_torch_for_bf16_and_put_it_back(terms, monkeypatch):
+    asked, real, setting = [], torch.mm, torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+
+    def mm(*given, **more):
+        asked.append(setting.fp32_precision)
+        return real(*given, **more)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    A, B = drawn(0, 5, 6), drawn(1, 6, 7)
+    found = Products(terms, native=True).mm(A, B)
+    size = A.double().abs() @ B.double().abs()
+    assert bool(((found - A.double() @ B.double()).abs() <= 2.0**-7 * size).all())
+    assert asked == ["bf16"]
+    assert setting.fp32_precision == before
+    with pytest.raises(RuntimeError):
+        Products(terms, native=True).mm(A, A)
+    assert setting.fp32_precision == before
+    Products(terms).mm(A, B)
+    assert asked[-1] == before
+
+
+def test_native_training(monkeypatch):
+    monkeypatch.setattr(formats, "has_bf16", lambda: True)
+    solver = PDADMMG(layers=3, hidden=16, iterations=6, first_layer="gram", products="bf16").fit(DIGITS)
+    assert solver.score(DIGITS) > 0.9
+
+
+# W and b
+
+
+@pytest.mark.parametrize("products", [Products(1), Products(2), Products(1, native=True)], ids=["1", "2", "native"])
+def test_W_is_exact_for_rounded_data_whatever_its_condition(products):
+    """Columns that vary by a tenth of their mean: Gram and sums must see the same p."""
+    random = np.random.default_rng(0)
+    p = torch.from_numpy((5.0 + 0.5 * random.normal(size=(400, 6))).astype(np.float32))
+    z = torch.from_numpy(random.normal(size=(400, 3)).astype(np.float32)) + 3.0 * p[:, :3]
+    W, b = update_W_b_exact(Moments.of(p, z, products), torch.zeros(3, 6), mu_over_nu=1.0)
+    P, Z = (sum(part.double() for part in products.parts(x)) for x in (p, z))
+    centred = P - P.mean(0)
+    exact = torch.linalg.solve(centred.mT @ centred + torch.eye(6), centred.mT @ (Z - Z.mean(0))).mT
+    assert float((W - exact).abs().max()) < 3e-3 * float(exact.abs().max())
+    assert float((Z - P @ W.mT.double() - b).mean(0).abs().max()) < 1e-3
+
+
+# Training
+
+
+FORMS = [{}, {"first_layer": "gram"}, {"first_layer": "gradient"}, {"form": "gradient"}, {"acceleration": "none"}]
+
+
+@pytest.mark.parametrize("more", FORMS, ids=str)
+def test_training_in_every_form(more):
+    own = {"layers": 4, "hidden": 24, "iterations": 8} | more
+    full, bf16, split = (PDADMMG(**own, products=name).fit(DIGITS) for name in PRODUCTS)
+    for other, tolerance in ((bf16, 2e-2), (split, 5e-3)):
+        assert other.summary_["test_accuracy"] == pytest.approx(full.summary_["test_accuracy"], abs=tolerance)
+    first, last = (row for row in (full.history_[0], full.history_[-1]))
+    assert split.history_[0]["objective"] == pytest.approx(first["objective"], rel=1e-3)
+    assert split.history_[-1]["objective"] == pytest.approx(last["objective"], rel=2e-2)
+    assert bf16.history_[-1]["objective"] < first["objective"]
+    assert bf16.history_[0]["objective"] != first["objective"]
+
+
+@pytest.mark.parametrize("coding", ["difference", "constrained"])
+def test_training_with_quantized_messages(coding):
+    own = {"layers": 3, "hidden": 24, "iterations": 8, "bits": 8, "coding": coding}
+    full, bf16 = (PDADMMGQ(**own, products=name).fit(DIGITS) for name in ("full", "bf16"))
+    assert bf16.summary_["test_accuracy"] == pytest.approx(full.summary_["test_accuracy"], abs=2e-2)
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16x3"])
+@pytest.mark.parametrize("more", [{}, {"form": "gradient", "first_layer": "gradient"}], ids=["exact", "gradient"])
+def test_training_from_disk_takes_the_same_products(name, more, tmp_path):
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(300, 20)).astype(np.float32), np.arange(300) % 3
+    own = {"layers": 3, "hidden": 9, "iterations": 1, "stages": (3,), "first_layer": "gram", "products": name} | more
+    memory, disk = PDADMMG(**own).fit(X, y), PDADMMG(**own).fit(X, y, memory="200MiB", scratch=tmp_path)
+    for one, other in zip(memory.model_.parameters(), disk.model_.parameters()):
+        one, other = one.detach(), other.detach()
+        assert float((one - other).abs().max()) <= (2e-2 if name == "bf16" else 1e-4) * (1 + float(one.abs().max()))
+    full = PDADMMG(**own | {"products": "full"}).fit(X, y, memory="200MiB", scratch=tmp_path / "full")
+    assert any(not torch.equal(a, b) for a, b in zip(full.model_.parameters(), disk.model_.parameters()))
+
+
+def test_parts_take_memory_of_the_blocks(tmp_path):
+    """A block is smaller where a number stands in two parts; the limit holds."""
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(4000, 30)).astype(np.float32), np.arange(4000) % 3
+    own = {"layers": 3, "hidden": 40, "iterations": 2, "first_layer": "gram"}
+    blocks = []
+    for name in PRODUCTS:
+        run = PDADMMG(**own, products=name).fit(X, y, memory="68MiB", scratch=tmp_path / name)
+        assert run.summary_["memory_peak_bytes"] <= 68 << 20
+        blocks.append(run.summary_["block_nodes"])
+    assert blocks[0] > blocks[1] > blocks[2]
+
+
+def test_bf16_parts_need_float32():
+    for name in ("bf16", "bf16x3"):
+        with pytest.raises(InputError, match=f"products = {name}.*full with dtype float64"):
+            PDADMMG(products=name, dtype="float64").checked()
+    with pytest.raises(InputError, match="products = half"):
+        PDADMMG(products="half").checked()
