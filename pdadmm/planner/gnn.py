@@ -90,8 +90,8 @@ def epoch_memory(job: GNNJob, ranks: int, mixed: bool) -> float:
     dealt = S + 3 * s * V * n_0
     # the rows of a rank and their transpose; all-to-alls multiply whole columns, so they are the whole matrix
     operators = S + (2 * S if mixed or P == 1 else 3 * S / P)
-    if mixed:  # a slice, a product, and blocks that leave and arrive, for features, adjoints and evaluation
-        buffers = 3.0 * 4 * s * own * layers
+    if mixed:  # a slice, a product, and what leaves for others and arrives, for features, adjoints and evaluation
+        buffers = 3.0 * (2 + 2 * (P - 1) / P) * s * own * layers
     else:  # rows that leave and arrive, for the same three
         buffers = 3 * 2 * s * halo * layers
     # h, its mask and its aggregate stay until the way back; a few more pass
