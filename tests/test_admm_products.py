@@ -13,6 +13,7 @@ from pdadmm.admm import products as formats
 from pdadmm.admm.first_layer import gram_matrix
 from pdadmm.admm.products import FULL, PRODUCTS, Products, make_products, transposed
 from pdadmm.admm.updates import Moments, update_W_b_exact
+from pdadmm.quantize import make_grid
 
 DIGITS = digits()
 MANY = settings(max_examples=60, deadline=None)
@@ -79,6 +80,11 @@ def test_codes_of_eight_bits_are_exact():
     random = np.random.default_rng(0)
     codes = torch.from_numpy(random.integers(0, 257, size=(300, 20)).astype(np.float32))
     assert torch.equal(Products(1).mm(codes.mT, codes), codes.mT @ codes)
+
+
+def test_points_of_the_paper_s_grid_are_exact():
+    p = make_grid("paper", 8).project(torch.linspace(-2.0, 25.0, 300))
+    assert torch.equal(Products(1).parts(p)[0], p)
 
 
 def test_gram_matrix_of_parts():
