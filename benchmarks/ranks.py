@@ -2,9 +2,10 @@
 
     mpirun -n 2 python benchmarks/ranks.py --nodes 20000 --hidden 256 --trace ranks.json       (about 3 min)
 
-Every rank first holds a whole network of its own, in one process, and all iterate at once; then they hold one
-together. Both take turns, ``repeat`` times over. R copies do R iterations in the time of the slowest, R ranks do
-one: the efficiency is T_copies / (R T_ranks). "exposed" is the share of its iterations that a rank spends on sending
+Every rank first holds a whole network of its own, in one process, and all iterate at once; then rank 0 iterates its own
+while the others wait ("alone"); then they hold one together. All take turns, ``repeat`` times over. R copies do R
+iterations in the time of the slowest, R ranks do one: the efficiency is T_copies / (R T_ranks), the speedup is
+T_alone / T_ranks. "exposed" is the share of its iterations that a rank spends on sending
 and on waiting for p and q. A rank also waits where its layers are fewer or smaller than another's, so what messages
 cost is the share of the rank that waits least.
 """
@@ -15,7 +16,7 @@ import statistics
 import time
 
 import torch
-from shared import full_network, machine, random_problem, shape_parser
+from shared import full_network, machine, random_problem, ratio, shape_parser
 
 from pdadmm.parallel.launch import make_transport
 from pdadmm.trace import NO_TRACE, Trace
@@ -44,9 +45,10 @@ def main() -> None:
     _, shared = full_network(problem, given.layers, given.hidden, transport)
     trace = Trace()
     trace.start(transport)
-    copies, ranks = [], []
+    copies, alone, ranks = [], [], []
     for _ in range(given.repeat):
         copies.append(spent(transport, copy.iterate))
+        alone.append(spent(transport, (lambda: None) if transport.rank else copy.iterate))
         transport.trace = trace
         ranks.append(spent(transport, shared.iterate))
         trace.stop()
@@ -58,11 +60,12 @@ def main() -> None:
     R = transport.size
     print(f"V = {given.nodes}, n = {given.hidden}, L = {given.layers}, {R} ranks of one thread")
     print(machine(), "", "| what | median ms | each |", "|---|---|---|", sep="\n")
-    for name, values in (("copies", copies), ("ranks", ranks)):
+    for name, values in (("copies", copies), ("alone", alone), ("ranks", ranks)):
         each = " ".join(f"{1e3 * value:.1f}" for value in values)
         print(f"| {name} | {1e3 * statistics.median(values):.1f} | {each} |")
     efficiency = statistics.median(a / (R * b) for a, b in zip(copies, ranks, strict=True))
     print(f"\nefficiency against {R} copies: {efficiency:.3f}")
+    print(f"speedup over one rank: {ratio(alone, ranks):.2f}")
     for rank, seconds in enumerate(trace.seconds()):
         waited = sum(seconds.get(name, 0.0) for name in COMMUNICATION)
         print(f"rank {rank}: exposed {waited / sum(seconds.values()):.3f} of its iterations")
