@@ -1,6 +1,7 @@
 """Do hidden layers train, and does depth pay? Layers put back to their start, layers frozen, and a checkerboard.
 
     python benchmarks/depth.py                      (PDADMM_DATA names the data; about 5 min on one core)
+    python benchmarks/depth.py budget               (likewise; about 4 min)
     python benchmarks/depth.py checkerboard         (needs no data; about 8 min on one core)
 
 First: networks of 10 layers of 100 are trained with the defaults, once selected by validation accuracy ("best")
@@ -9,7 +10,9 @@ For each of them |W - I| / |I|, and |W - c I| / |W| with the best multiple c of 
 test accuracy of the network as trained, of the same network with those layers put back to I and 0, and of one trained
 with their W held at I all along by a ridge (kappa_identity 1e6; their biases still train).
 
-Second (checkerboard): classes are the colours of a 3 x 3 checkerboard over two features, noisy but smoothed by the
+Second (budget): 2, 5, 10 and 20 layers with the same iterations in all stages together, by default 72.
+
+Third (checkerboard): classes are the colours of a 3 x 3 checkerboard over two features, noisy but smoothed by the
 graph; narrow networks of 2, 5 and 10 layers, by pdADMM-G and by Adam at equal total iterations.
 """
 
@@ -25,6 +28,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from pdadmm import GAMLP, PDADMMG, Adam, Graph, make_splits
+from pdadmm.admm.settings import default_stages
 from pdadmm.data import load_with_split
 
 DATA = "cora,citeseer,pubmed,amazon_computers:random:20"
@@ -103,6 +107,24 @@ def real_data(given: argparse.Namespace) -> None:
     print(f"\nlargest |W - I| / |I| of a frozen layer: {held:.1e}")
 
 
+def equal_budget(given: argparse.Namespace) -> None:
+    """Print validation and test accuracy of 2, 5, 10 and 20 layers after equal iterations."""
+    print("| graph | layers | iterations | validation | test |\n|" + "---|" * 5)
+    for entry in given.datasets.split(","):
+        name, _, split = entry.partition(":")
+        for layers in (2, 5, 10, 20):
+            stages = default_stages(layers)
+            iterations = 3 * given.iterations // len(stages)
+            val, test = [], []
+            for seed in given.seeds:
+                graph = load_with_split(name, given.data_dir, split or None, seed)
+                solver = PDADMMG(layers=layers, hidden=given.hidden, iterations=iterations, seed=seed).fit(graph)
+                val.append(solver.summary_["val_accuracy"])
+                test.append(solver.summary_["test_accuracy"])
+            each = " + ".join([str(iterations)] * len(stages))
+            print(f"| {name} | {layers} | {each} | {spread(val)} | {spread(test)} |", flush=True)
+
+
 def checkerboard(squares: int = 3, nodes: int = 3000, noise: float = 0.15, seed: int = 0) -> Graph:
     """Classes are the colours of a checkerboard of squares x squares over the latent square [-1, 1]^2.
 
@@ -142,9 +164,12 @@ def synthetic(given: argparse.Namespace) -> None:
             print(f"| {hidden} | {name} | {' | '.join(map(spread, zip(*scores)))} |", flush=True)
 
 
+PARTS = {"graphs": real_data, "budget": equal_budget, "checkerboard": synthetic}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", default="graphs", choices=("graphs", "checkerboard"))
+    parser.add_argument("part", nargs="?", default="graphs", choices=PARTS)
     parser.add_argument("--datasets", default=DATA, help="names, each with :SPLIT where it is not the data set's own")
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", default="0,1,2,3,4")
@@ -155,7 +180,7 @@ def main() -> None:
     given.seeds = [int(seed) for seed in given.seeds.split(",")]
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, Python {platform.python_version()}\n")
-    synthetic(given) if given.part == "checkerboard" else real_data(given)
+    PARTS[given.part](given)
 
 
 if __name__ == "__main__":

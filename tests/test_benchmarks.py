@@ -36,6 +36,10 @@ SMALL = {
          "--seeds", "1"],
         ["| csbm | file | ", "| csbm | metis | ", " MB | "],
     ),
+    "depth": (
+        ["budget", "--datasets", "digits", "--seeds", "0", "--hidden", "4", "--iterations", "1"],
+        ["| digits | 2 | 3 |", "| digits | 20 | 1 + 1 + 1 |"],
+    ),
     "codec": (["--nodes", "64", "--width", "8", "--repeat", "1"], ["| 2 bits | torch |"]),
 }
 

@@ -19,7 +19,7 @@ Parts = tuple[Tensor, ...]
 
 def has_bf16() -> bool:
     """Whether this processor multiplies in bf16 (AMX or AVX512-BF16)."""
-    found = torch.cpu.get_capabilities()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
