@@ -132,9 +132,12 @@ def test_native_products_ask_torch_for_bf16_and_put_it_back(terms, monkeypatch):
     assert asked[-1] == before
 
 
-def test_native_training(monkeypatch):
-    monkeypatch.setattr(formats, "has_bf16", lambda: True)
-    solver = PDADMMG(layers=3, hidden=16, iterations=6, first_layer="gram", products="bf16").fit(DIGITS)
+@pytest.mark.parametrize("has", [False, True])
+def test_a_log_says_where_bf16_is_missing(has, monkeypatch, caplog):
+    monkeypatch.setattr(formats, "has_bf16", lambda: has)
+    with caplog.at_level("INFO", "pdadmm"):
+        solver = PDADMMG(layers=3, hidden=16, iterations=6, first_layer="gram", products="bf16").fit(DIGITS)
+    assert ("without bf16 in this processor" in caplog.text) != has
     assert solver.score(DIGITS) > 0.9
 
 

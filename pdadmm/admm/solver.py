@@ -88,6 +88,8 @@ class ADMMSolver:
         self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
         self.products = make_products(settings.products)
+        if self.products.terms and not self.products.native and transport.rank == 0:
+            log.info("products %s: without bf16 in this processor they take longer than full", settings.products)
         s = settings
         assert s.rho is not None  # checked
         assert s.stages is not None
