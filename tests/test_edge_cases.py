@@ -146,26 +146,26 @@ class Watched:
         update_z, update_q_u = PiecewiseLinear.update_z_, Link.update_q_u
         told = {}
 
-        def prepared(z, W, b, nu, rho, out):
-            given = prepare(z, W, b, nu, rho, out)
+        def prepared(z, W, b, nu, rho, out, products):
+            given = prepare(z, W, b, nu, rho, out, products=products)
             told[given[0].data_ptr()] = z, W, b, nu
             return given
 
-        def p_exact(p, given, q, u, rho):
+        def p_exact(p, given, q, u, rho, products):
             z, W, b, nu = told[given[0].data_ptr()]
-            exact_p(p, given, q, u, rho)
+            exact_p(p, given, q, u, rho, products)
             condition = 1 + nu * float(torch.linalg.matrix_norm(W)) ** 2 / rho
             parts = [-nu * z @ W, nu * (p @ W.mT) @ W, (nu * b @ W).expand_as(p), u, rho * p, -rho * q]
             assert_zero(parts, 1e-12 * condition)
             self.count("exact p")
 
-        def p_gradient(p, r, W, q, u, nu, rho):
+        def p_gradient(p, r, W, q, u, nu, rho, products):
             def value(p, r):
                 gap = p - q
                 return nu / 2 * r.square().sum(1) + (u * gap).sum(1) + rho / 2 * gap.square().sum(1)
 
             a, before = p @ W.mT + r, value(p, r)
-            gradient_p(p, r, W, q, u, nu, rho)
+            gradient_p(p, r, W, q, u, nu, rho, products)
             assert bool((value(p, r) <= before + 1e-9 * (before.abs() + value(p, r).abs() + 1e-300)).all())
             assert_zero([a, -r, -(p @ W.mT)], 1e-10)
             self.count("gradient p")
