@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -79,6 +79,12 @@ def spread(values: Iterable[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
 
+def graphs_of(entry: str, given: argparse.Namespace) -> tuple[str, Iterator[tuple[int, Graph]]]:
+    """Return the name of an entry, NAME or NAME:SPLIT, and each seed with its graph."""
+    name, _, split = entry.partition(":")
+    return name, ((seed, load_with_split(name, given.data_dir, split or None, seed)) for seed in given.seeds)
+
+
 def real_data(given: argparse.Namespace) -> None:
     """Print the tables of accuracies and of departures from I."""
     head = "| graph | kept | trained | hidden layers put back to I | W frozen at I | put back less trained (points) |"
@@ -87,10 +93,9 @@ def real_data(given: argparse.Namespace) -> None:
     table = [f"| graph | kept | what | {layers} |", "|" + "---|" * (given.layers + 1)]
     held = 0.0
     for entry in given.datasets.split(","):
-        name, _, split = entry.partition(":")
+        name, graphs = graphs_of(entry, given)
         runs: dict[str, list[dict]] = {"best": [], "last": []}
-        for seed in given.seeds:
-            graph = load_with_split(name, given.data_dir, split or None, seed)
+        for seed, graph in graphs:
             options = {"layers": given.layers, "hidden": given.hidden, "iterations": given.iterations, "seed": seed}
             runs["best"].append(measure(graph, options))
             runs["last"].append(measure(without_selection(graph), options))
@@ -111,13 +116,12 @@ def equal_budget(given: argparse.Namespace) -> None:
     """Print validation and test accuracy of 2, 5, 10 and 20 layers after equal iterations."""
     print("| graph | layers | iterations | validation | test |\n|" + "---|" * 5)
     for entry in given.datasets.split(","):
-        name, _, split = entry.partition(":")
         for layers in (2, 5, 10, 20):
+            name, graphs = graphs_of(entry, given)
             stages = default_stages(layers)
             iterations = 3 * given.iterations // len(stages)
             val, test = [], []
-            for seed in given.seeds:
-                graph = load_with_split(name, given.data_dir, split or None, seed)
+            for seed, graph in graphs:
                 solver = PDADMMG(layers=layers, hidden=given.hidden, iterations=iterations, seed=seed).fit(graph)
                 val.append(solver.summary_["val_accuracy"])
                 test.append(solver.summary_["test_accuracy"])

@@ -40,7 +40,9 @@ def plot_contest(
     solvers = list(dict.fromkeys(solver for _, rows, _ in columns for solver in rows))
     colours = dict(zip(solvers, itertools.cycle(COLOURS)))
     matplotlib, figure_class = load_matplotlib()
-    drawn = {key: QUANTITIES[key] for key in QUANTITIES if key == "val_accuracy" or _has(columns, key)}
+    runs = [run for _, rows, _ in columns for own in rows.values() for run in own]
+    held = {"val_accuracy"}.union(*(run["history"] for run in runs))
+    drawn = {key: label for key, label in QUANTITIES.items() if key in held}
     with matplotlib.rc_context(FONT):
         figure = figure_class(figsize=(max(6.4, 4.6 * len(columns)), 1.2 + 2.8 * len(drawn)), layout="constrained")
         panels = figure.subplots(len(drawn), len(columns), squeeze=False, sharex="col", sharey="row")
@@ -55,7 +57,7 @@ def plot_contest(
             _limit(row[0], [rows for _, rows, _ in columns], key)
         for (_, rows, _), column in zip(columns, panels.T):
             _scale(column, rows, x)
-        _legend(figure, colours, any(_grew(run) for _, rows, _ in columns for runs in rows.values() for run in runs))
+        _legend(figure, colours, any(map(_grew, runs)))
         if path is not None:
             save_figure(figure, Path(path))
     return figure
@@ -97,10 +99,6 @@ def _points(run: Run, key: str, x: str) -> list[tuple[float, float, int]]:
 
 def _grew(run: Run) -> bool:
     return len(set(run["history"]["layers"])) > 1
-
-
-def _has(columns: Sequence[tuple[str, dict[str, list[Run]], Any]], key: str) -> bool:
-    return any(key in run["history"] for _, rows, _ in columns for runs in rows.values() for run in runs)
 
 
 def _draw(panel: Axes, rows: Mapping[str, list[Run]], key: str, x: str, colours: Mapping[str, str]) -> None:

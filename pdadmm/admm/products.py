@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,16 +64,12 @@ class Products:
 
     def mm(self, A: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
         """Return A B, in ``out`` where it is given."""
-        if self.terms == 0:
-            return torch.mm(A, B, out=out)
         return self.mm_parts(self.operand(A), self.operand(B), out)
 
     def addmm(
         self, C: Tensor, A: Tensor, B: Tensor, beta: float = 1.0, alpha: float = 1.0, out: Tensor | None = None
     ) -> Tensor:
         """Return beta C + alpha A B, in ``out`` where it is given."""
-        if self.terms == 0:
-            return torch.addmm(C, A, B, beta=beta, alpha=alpha, out=out)
         return self.addmm_parts(C, self.operand(A), self.operand(B), beta, alpha, out)
 
     def mm_parts(self, A: Parts, B: Parts, out: Tensor | None = None) -> Tensor:
@@ -99,13 +95,8 @@ class Products:
             out.addmm_(A[0], B[1], alpha=alpha).addmm_(A[1], B[0], alpha=alpha)
         return out
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        if self.native and self.terms:
-            with bf16_inside():
-                yield
-        else:
-            yield
+    def _inside(self) -> AbstractContextManager[None]:
+        return bf16_inside() if self.native and self.terms else nullcontext()
 
 
 FULL = Products()
