@@ -6,8 +6,9 @@
 Calibrates, then starts every configuration under mpiexec. Each run times the calibration's piece of work on all its
 ranks at once, before and after training: "seconds" is predicted with the slowdown by company measured then, so that
 other programs on the machine meet both sides alike; "as calibrated" is predicted without that. Memory is the peak of
-the rank that needs most, above what it had before; seconds are the median iteration at full depth. With --alone one
-process iterates and its processor seconds are taken, which no other program adds to.
+the rank that needs most, above what it had before, in a launch of its own; seconds are the median iteration at full
+depth. With --alone one process iterates, and does the piece of work before each iteration; processor seconds are
+taken, which no other program adds to but by slowing the processor.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from pdadmm.contest import peak_bytes
 from pdadmm.doctor import starter
 from pdadmm.parallel.launch import make_transport
 from pdadmm.parallel.rank_grid import RankGrid
-from pdadmm.planner.calibrate import calibrate, together
+from pdadmm.planner.calibrate import Work, calibrate, together
 from pdadmm.planner.forecast import Setting, forecast_gnn, forecast_grid
 from pdadmm.planner.gnn import GNNJob
 from pdadmm.planner.job import Job
@@ -142,12 +144,17 @@ def rank_main(runs: list[dict[str, Any]], repeat: int, answer: Path) -> None:
         answer.write_text(json.dumps(found), encoding="utf-8")
 
 
-def measured(runs: list[dict[str, Any]], repeat: int, folder: Path) -> list[list[dict[str, Any]]]:
-    """Start the runs of one number of ranks and return what their rank 0 wrote."""
+def measured(runs: list[dict[str, Any]], repeat: int, folder: Path, tight: bool = False) -> list[list[dict[str, Any]]]:
+    """Start the runs of one number of ranks and return what their rank 0 wrote.
+
+    ``tight``: freed arrays go back to the system at once, as holes in the C library's heap are not the library's; that
+    costs time, so memory and seconds are of different launches.
+    """
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
-    # freed arrays go back to the system at once: holes in the C library's heap are not the library's
-    more = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    more = {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
+    if tight:
+        more["MALLOC_MMAP_THRESHOLD_"] = "65536"
     command = [sys.executable, __file__, "--runs", json.dumps(runs), "--repeat", str(repeat), "--answer", str(answer)]
     if runs[0]["ranks"] > 1:
         command = [str(starter()), "-n", str(runs[0]["ranks"]), *command]
@@ -195,8 +202,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for ranks in sorted({values[6] for values in RUNS[: given.only]}):
             runs = [shaped(values, given) for values in RUNS[: given.only] if values[6] == ranks]
-            for run, tries in zip(runs, measured(runs, given.repeat, Path(name))):
-                report(run, tries, machine, ratios)
+            needed = measured(runs, 1, Path(name), tight=True)
+            for run, tries, (memory,) in zip(runs, measured(runs, given.repeat, Path(name)), needed):
+                report(run, tries, memory["memory"], machine, ratios)
     print()
     for what, found in ratios.items():
         print(f"{what}: predicted / measured {min(found):.3f} to {max(found):.3f} over {len(found)} runs")
@@ -208,13 +216,15 @@ def shaped(values: tuple, given: argparse.Namespace) -> dict[str, Any]:
     return run | {name: int(given.share * run[name]) for name in ("V", "N")}
 
 
-def report(run: dict[str, Any], tries: list[dict[str, Any]], machine: Machine, ratios: dict[str, list[float]]) -> None:
+def report(
+    run: dict[str, Any], tries: list[dict[str, Any]], needed: float, machine: Machine, ratios: dict[str, list[float]]
+) -> None:
     """Print a row, predicted beside measured, and add its ratios."""
     plain = predicted(run, tries[0], machine)
     then = [flat(machine, run["ranks"], one["work"]) for one in tries]
     pairs = [(predicted(run, one, slowed).seconds, one["seconds"]) for one, slowed in zip(tries, then)]
     seconds = statistics.median(told / found for told, found in pairs)
-    memory = plain.memory / statistics.median(one["memory"] for one in tries)
+    memory = plain.memory / needed
     sent = plain.sent / tries[0]["sent"] if tries[0]["sent"] else 1.0 + plain.sent
     for what, one in (("memory", memory), ("bytes", sent), ("seconds", seconds)):
         ratios[what].append(one)
@@ -232,19 +242,26 @@ def report(run: dict[str, Any], tries: list[dict[str, Any]], machine: Machine, r
 
 
 def alone(machine: Machine) -> None:
-    """Print processor seconds of an iteration in one process, predicted beside measured."""
-    print("| V | n_0 | n | L | predicted ms | measured ms | ratio |\n" + "|---" * 7 + "|")
+    """Print processor seconds of an iteration in one process, predicted beside measured, at the speed of the moment."""
+    print("| V | n_0 | n | L | predicted ms | measured ms | ratio | speed |\n" + "|---" * 8 + "|")
+    work = Work()
+    work()
     for V, n_0, n, L in ALONE:
         _, network = full_network(random_problem(V, n_0, CLASSES), L, n, warm=1)
-        found = []
-        for _ in range(7):
-            began = time.thread_time()
-            network.iterate()
-            found.append(time.thread_time() - began)
-        job, taken = Job(V, V, (n_0, *[n] * (L - 1), CLASSES)), statistics.median(found)
+        job = Job(V, V, (n_0, *[n] * (L - 1), CLASSES))
         seconds = sum(layer_seconds(job, layer, V, machine).total for layer in range(L))
-        told = f"{1e3 * seconds:.1f} | {1e3 * taken:.1f} | {seconds / taken:.3f}"
+        turns = [(processor_seconds(work), processor_seconds(network.iterate)) for _ in range(7)]
+        slowness = statistics.median(one for one, _ in turns) / machine.work
+        taken = statistics.median(one for _, one in turns)
+        ratio = statistics.median(seconds * one / machine.work / other for one, other in turns)
+        told = f"{1e3 * slowness * seconds:.1f} | {1e3 * taken:.1f} | {ratio:.3f} | {1 / slowness:.2f}"
         print(f"| {V} | {n_0} | {n} | {L} | {told} |", flush=True)
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    began = time.thread_time()
+    run()
+    return time.thread_time() - began
 
 
 def flat(machine: Machine, ranks: int, work: list[float]) -> Machine:

@@ -31,7 +31,8 @@ __all__ = ["calibrate"]
 
 WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512)
 ROWS = 4096
-BUDGET = 0.06  # seconds of each measurement
+BUDGET = 0.02  # seconds of each measurement in each round
+ROUNDS = 5  # a moment in which the machine is slow does not reach the median of the rounds
 SWEPT = (1 << 16, 1 << 20, 1 << 22, 1 << 24)  # bytes of one array
 COLD = 1 << 26  # bytes that push everything else out of the caches
 LIMIT = 120.0  # seconds for a launch
@@ -158,17 +159,25 @@ def disk(folder: Path) -> tuple[float, float]:
 
 
 class Work:
-    """A fixed piece of work as an iteration mixes it: products in cache, and sweeps over memory."""
+    """A fixed piece of work: iterations of a network, as training mixes products with passes over memory."""
 
     def __init__(self) -> None:
-        self.z, self.W, self.out = torch.randn(ROWS, 128), torch.randn(128, 128), torch.empty(ROWS, 128)
-        self.large = torch.rand(2, 1 << 21)
+        self.network, self.job = sample_network(ROWS, 128, 3)
 
     def __call__(self) -> None:
-        for _ in range(12):
-            torch.mm(self.z, self.W, out=self.out)
-            torch.mm(self.z.mT, self.z)
-        self.large[0].add_(self.large[1])
+        self.network.iterate()
+
+
+def sample_network(V: int, n: int, L: int) -> tuple[Any, Job]:
+    """Return a network of L layers of n inputs and neurons on V nodes of random features, and its job."""
+    from pdadmm.admm.problem import Problem
+    from pdadmm.admm.settings import ADMMSettings
+    from pdadmm.admm.solver import ADMMSolver
+
+    parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
+    problem = Problem(torch.randn(V, n), torch.arange(V) % 2, n, 2, parts)
+    solver = ADMMSolver(problem, ADMMSettings(layers=L, hidden=n).checked(), LocalTransport())
+    return solver._build(1, L, solver._enter_stage(L, [])), Job(V, V, (n, *[n] * (L - 1), 2))
 
 
 def together(transport: Any, repeat: int = 15) -> float:
@@ -203,7 +212,7 @@ def rank_main(answer: Path) -> None:
     """What each rank of a launch does; rank 0 writes the answer."""
     transport = make_transport()
     torch.set_num_threads(1)
-    told: dict[str, float] = {"work": together(transport)}
+    told: dict[str, float] = {"work": together(transport, 40)}
     if transport.size == 2:
         told["latency"] = ping(transport, 1)
         told["large"] = ping(transport, 1 << 20)
@@ -264,25 +273,23 @@ def calibrate() -> Machine:
 
 def measured(folder: Path) -> Machine:
     """Return the machine, with ``folder`` for the files of the measurements."""
-    inverse, solve = factorisations()
     read, write = disk(folder)
     counts = sorted({2, cores(), 2 * cores(), 4 * cores()} - {1})
     ranks = {1: {"work": together(LocalTransport())}} | {count: launched(count, folder) for count in counts}
-    alone = median_seconds(Work(), 0.5)
+    work = Work()
+    rounds = []
+    for _ in range(ROUNDS):
+        before, one = median_seconds(work), rates()
+        rounds.append((0.5 * (before + median_seconds(work)), one))
+    usual = statistics.median(seconds for seconds, _ in rounds)
+    found = medians([at_speed(one, usual / seconds) for seconds, one in rounds])
     latency, large = ranks[2]["latency"], ranks[2]["large"]
     machine = Machine(
         cores=cores(),
-        product=products(),
-        factor=inverse,
-        solve=solve,
-        sweep=sweeps(),
-        newton=newton(),
-        code=coding(),
-        sparse=sparse_product(),
-        mask=dropout(),
+        **found,
         overhead=0.0,
-        work=alone,
-        slowdown={count: max(1.0, told["work"] / alone) for count, told in ranks.items()},
+        work=usual,
+        slowdown={count: max(1.0, told["work"] / usual) for count, told in ranks.items()},
         latency=latency,
         bandwidth=(4 << 20) / max(1e-9, large - latency),
         read=read,
@@ -293,22 +300,49 @@ def measured(folder: Path) -> Machine:
     return dataclasses.replace(machine, overhead=overhead(machine))
 
 
+def rates() -> dict[str, Any]:
+    """Measure every rate once."""
+    inverse, solve = factorisations()
+    return {
+        "product": products(), "factor": inverse, "solve": solve, "sweep": sweeps(), "newton": newton(),
+        "code": coding(), "sparse": sparse_product(), "mask": dropout(),
+    }  # fmt: skip
+
+
+def at_speed(found: dict[str, Any], faster: float) -> dict[str, Any]:
+    """Return rates (tables, per second) and times (numbers, seconds) as of a machine so many times as fast.
+
+    >>> at_speed({"newton": 2.0, "sweep": {8: 3.0}}, 2.0)
+    {'newton': 1.0, 'sweep': {8: 6.0}}
+    """
+    return {
+        name: {size: rate * faster for size, rate in value.items()} if isinstance(value, dict) else value / faster
+        for name, value in found.items()
+    }
+
+
+def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of each rate, size by size, over the rounds.
+
+    >>> medians([{"newton": 1.0, "sweep": {8: 2.0}}, {"newton": 3.0, "sweep": {8: 4.0}}])
+    {'newton': 2.0, 'sweep': {8: 3.0}}
+    """
+
+    def median(values: list[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {size: median([one[size] for one in values]) for size in values[0]}
+        return statistics.median(values)
+
+    return {name: median([one[name] for one in rounds]) for name in rounds[0]}
+
+
 def overhead(machine: Machine) -> float:
     """Return the seconds of a call beside its work: what a network of small layers takes beyond the model."""
-    from pdadmm.admm.problem import Problem
-    from pdadmm.admm.settings import ADMMSettings
-    from pdadmm.admm.solver import ADMMSolver
-
-    V, n, L = 64, 16, 10
-    parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
-    problem = Problem(torch.randn(V, n), torch.arange(V) % 2, n, 2, parts)
-    solver = ADMMSolver(problem, ADMMSettings(layers=L, hidden=n).checked(), LocalTransport())
-    network = solver._build(1, L, solver._enter_stage(L, []))
-    job = Job(V, V, (n, *[n] * (L - 1), 2))
+    network, job = sample_network(64, 16, 10)
 
     def modelled(overhead: float) -> float:
         assumed = dataclasses.replace(machine, overhead=overhead)
-        return sum(layer_seconds(job, layer, V, assumed).total for layer in range(L))
+        return sum(layer_seconds(job, layer, job.nodes, assumed).total for layer in range(job.layers))
 
     without = modelled(0.0)
     return max(1e-9, (median_seconds(network.iterate, 0.2) - without) / (modelled(1.0) - without))
