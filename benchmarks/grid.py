@@ -4,10 +4,10 @@
     mpirun -n 2 python benchmarks/grid.py time                                     (about 4 min)
 
 agree: rank 0 trains alone, then the first G N ranks on each grid GxN. The network grows 2, 5, 10 as by default, 17
-iterations a stage; "1 iteration" is one of the full depth from random weights. Gaps are Frobenius norms of differences
-over those of the array itself for W, p, z, q, over nu |q| for u and |z| (a row) for b, which are small differences of
-these; the worst layer's. "last bit": one process again with a p_1 larger by one unit in the last place: what rounding
-alone does. time: two ranks hold one network as 2x1 and one as 1x2, which iterate in turn.
+iterations a stage (3 iterations: one a stage); "1 iteration" is one of the full depth from random weights. Gaps are
+Frobenius norms of differences over those of the array itself for W, p, z, q, over nu |q| for u and |z| (a row) for b,
+which are small differences of these; the worst layer's, and W's of all layers as one. "last bit": one process again
+with a p_1 larger by one unit in the last place: what rounding alone does. time: two ranks hold one network as 2x1 and one as 1x2, which iterate in turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pdadmm.admm.solver import ADMMSolver
 from pdadmm.parallel.launch import make_transport
 from pdadmm.parallel.transport import LocalTransport, Transport
 
-RUNS = (("float64", 17, None), ("float32", 1, 1), ("float32", 17, None))
+RUNS = (("float64", 17, None), ("float32", 1, None), ("float32", 1, 1), ("float32", 17, None))
 
 
 class Watched(ADMMSolver):
@@ -73,13 +73,16 @@ def gaps(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], nu: floa
         scale = {"u": 1 / nu, "b": len(beside) ** 0.5}.get(kind, 1.0)  # b stands beside every row of z
         gap = np.linalg.norm(array.astype(float) - found[name]) / np.linalg.norm(beside.astype(float)) * scale
         result[kind] = max(result.get(kind, 0.0), float(gap))
+    Ws = [name for name in expected if name.endswith(".W")]
+    apart = [np.linalg.norm(expected[name].astype(float) - found[name]) for name in Ws]
+    result["all W"] = float(np.linalg.norm(apart) / np.linalg.norm([np.linalg.norm(expected[name]) for name in Ws]))
     return result
 
 
 def row(name: str, found: tuple, expected: tuple, nu: float) -> str:
     """Return the last cells of a row of the table."""
     cells = gaps(found[0], expected[0], nu)
-    numbers = " | ".join(f"{cells[kind]:.1e}" for kind in "Wpzqub")
+    numbers = " | ".join(f"{cells[kind]:.1e}" for kind in ("all W", *"Wpzqub"))
     return f"{name} | {numbers} | {found[1]['test_accuracy']:.4f} |"
 
 
@@ -91,7 +94,8 @@ def agree(given: argparse.Namespace) -> None:
     transport = make_transport()
     rank, layers = transport.rank, given.layers
     if rank == 0:
-        print("| data | format | iterations | grid | W | p | z | q | u | b | test accuracy |\n|" + "---|" * 11)
+        names = "data | format | iterations | grid | W, all layers | W | p | z | q | u | b | test accuracy"
+        print(f"| {names} |\n|" + "---|" * 12)
     for dtype, iterations, direct in RUNS:
         stages = (layers,) if direct else None
         estimator = PDADMMG(layers=layers, hidden=given.hidden, dtype=dtype, iterations=iterations, stages=stages)
