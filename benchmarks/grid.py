@@ -7,7 +7,8 @@ agree: rank 0 trains alone, then the first G N ranks on each grid GxN. The netwo
 iterations a stage (3 iterations: one a stage); "1 iteration" is one of the full depth from random weights. Gaps are
 Frobenius norms of differences over those of the array itself for W, p, z, q, over nu |q| for u and |z| (a row) for b,
 which are small differences of these; the worst layer's, and W's of all layers as one. "last bit": one process again
-with a p_1 larger by one unit in the last place: what rounding alone does. time: two ranks hold one network as 2x1 and one as 1x2, which iterate in turn.
+with a p_1 larger by one unit in the last place: what rounding alone does. time: two ranks hold one network as 2x1 and
+one as 1x2, which iterate in turn.
 """
 
 from __future__ import annotations

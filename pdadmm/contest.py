@@ -46,8 +46,9 @@ KILLED = "the process ended before it reported: it was killed, perhaps for want 
 class Contest:
     """What is equal for all solvers: the data, the width, the seeds, the budget and ``common`` (of COMMON).
 
-    ``seeds`` seeds from ``first_seed`` on are reported; ``tune_seed`` is none of them. ``split_seeds`` "same" draws
-    split k for seed k, "fixed" one split for all; a split that is not drawn has no seed. ``test`` "curve" judges the
+    ``seeds`` seeds from ``first_seed`` on are reported; a trial of tuning is judged by its mean over the ``tune_seeds``
+    seeds from ``tune_seed`` on, none of them reported. ``split_seeds`` "same" draws split k for seed k, "fixed" one
+    split for all; a split that is not drawn has no seed. ``test`` "curve" judges the
     test nodes at every evaluation, "once" takes them out of the graph and judges the trained network.
     """
 
@@ -60,6 +61,7 @@ class Contest:
     first_seed: int = 0
     budget: int = 10
     tune_seed: int = 1000
+    tune_seeds: int = 1
     test: str = "curve"
     common: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,6 +69,11 @@ class Contest:
     def reported(self) -> range:
         """The seeds that are reported."""
         return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def tuned(self) -> range:
+        """The seeds of tuning."""
+        return range(self.tune_seed, self.tune_seed + self.tune_seeds)
 
     def split_seed(self, seed: int) -> int | None:
         """Return the seed of the split that goes with a seed, None where the split is not drawn."""
@@ -97,13 +104,14 @@ class Contest:
         if launched_size() > 1:
             remedy = "every run is a process of its own: start it without mpirun"
             raise InputError("ranks", launched_size(), "1 for compare", remedy)
-        if self.tune_seed in self.reported:
+        shared = set(self.tuned) & set(self.reported)
+        if shared:
             remedy = "tuning must not see a seed that is reported"
             allowed = f"none of the seeds {self.reported[0]} to {self.reported[-1]}"
-            raise InputError("tune_seed", self.tune_seed, allowed, remedy)
+            raise InputError("tune_seed", min(shared), allowed, remedy)
         for solver, layers in entries:
             solver_class(solver)(**self.job(solver, layers, self.first_seed)["fixed"]).checked()
-        for seed in (self.first_seed, self.tune_seed):
+        for seed in (self.first_seed, *self.tuned):
             graph = load_with_split(self.dataset, self.data_dir, self.split, self.split_seed(seed) or 0)
             assert graph.splits is not None  # load_with_split
             if not len(graph.splits["val"]) or not len(graph.splits["test"]):
@@ -184,6 +192,7 @@ def _row(contest: Contest, solver: str, layers: int) -> dict[str, Any]:
     row: dict[str, Any] = {"solver": solver, "layers": layers, "parameters": {}, "tuning": None}
     if contest.budget:
         job = contest.job(solver, layers, contest.tune_seed) | {"budget": contest.budget}
+        job["others"] = [(contest.job(solver, layers, seed)["data"], seed) for seed in contest.tuned[1:]]
         seeds = {"seed": contest.tune_seed, "split_seed": contest.split_seed(contest.tune_seed)}
         try:
             trials = _in_child(_tune, job)
@@ -240,7 +249,9 @@ def _run_alone(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tune(job: dict[str, Any]) -> list[dict[str, Any]]:
-    return tune(job["solver"], load_with_split(*job["data"]), job["budget"], job["fixed"], job["fixed"]["seed"])
+    others = [(load_with_split(*data), seed) for data, seed in job["others"]]
+    graph, seed = load_with_split(*job["data"]), job["fixed"]["seed"]
+    return tune(job["solver"], graph, job["budget"], job["fixed"], seed, others=others)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,11 +163,14 @@ def tune(
     fixed: Mapping[str, Any],
     seed: int = 0,
     watch: Callable[[dict[str, Any]], None] = lambda trial: None,
+    others: Sequence[tuple[Graph, int]] = (),
 ) -> list[dict[str, Any]]:
     """Try ``budget`` settings of a solver on a graph and return one dict a trial: parameters, val_accuracy, seconds.
 
-    ``fixed`` parameters are those of every trial. The test nodes are taken out of the graph first. A trial that
-    diverges counts, with ``failed`` its message and no accuracy. ``seconds`` is the wall time of ``fit``.
+    ``fixed`` parameters are those of every trial. The test nodes are taken out of the graph first. Each trial is also
+    fitted on the ``others``, graphs such as other splits of the same one, each with a seed of its weights: its accuracy
+    and loss are the means, and ``val_accuracies`` has each. A trial that diverges on any of them counts, with
+    ``failed`` its message and no accuracy. ``seconds`` is the wall time of ``fit``, of all together.
     Collective over the ranks of mpirun. Raises InputError without validation nodes or for a bad fixed value.
 
     >>> from pdadmm import digits
@@ -175,15 +178,19 @@ def tune(
     >>> [trial["trial"] for trial in trials], best_trial(trials)["val_accuracy"] > 0.8
     ([0, 1], True)
     """
-    if graph.splits is None or not len(graph.splits["val"]):
+    graphs = [graph, *(other for other, _ in others)]
+    if any(one.splits is None or not len(one.splits["val"]) for one in graphs):
         raise InputError("split", "without validation nodes", "one with validation nodes, as they choose")
-    blind = without_test(graph)
+    assert graph.splits is not None
+    blind = [without_test(one) for one in graphs]
+    seeds: list[dict[str, int]] = [{}, *({"seed": other} for _, other in others)]
     estimator = solver_class(solver)
     setting = Setting(estimator(**fixed).checked().layers, len(graph.splits["train"]))
     trials = []
     for number in range(budget):
         chosen = trial_parameters(solver, number, seed, fixed, setting)
-        trials.append({"trial": number, "parameters": chosen, **_try(estimator(**fixed, **chosen), blind)})
+        tried = [_try(estimator(**{**fixed, **chosen, **own}), one) for one, own in zip(blind, seeds)]
+        trials.append({"trial": number, "parameters": chosen, **_together(tried)})
         watch(trials[-1])
     return trials
 
@@ -209,6 +216,20 @@ def _try(estimator: Any, graph: Graph) -> dict[str, Any]:
         losses = [row["val_loss"] for row in rows if np.isfinite(row.get("val_loss", np.inf))]
         found["val_loss"] = min(losses, default=None)
     return found | {"seconds": time.perf_counter() - began}
+
+
+def _together(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a trial found on all its graphs: means, seconds in all; the first failure fails it."""
+    if len(tried) == 1:
+        return tried[0]
+    seconds = sum(one["seconds"] for one in tried)
+    for one in tried:
+        if "failed" in one:
+            return one | {"seconds": seconds}
+    accuracies, losses = ([one[name] for one in tried] for name in ("val_accuracy", "val_loss"))
+    loss = None if None in losses else float(np.mean(losses))
+    found = {"val_accuracy": float(np.mean(accuracies)), "val_loss": loss, "val_accuracies": accuracies}
+    return found | {"seconds": seconds}
 
 
 def best_trial(trials: list[dict[str, Any]]) -> dict[str, Any] | None:

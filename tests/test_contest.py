@@ -193,6 +193,17 @@ def test_seeds_may_begin_anywhere(in_process, tmp_path):
     assert [(run["seed"], run["split_seed"]) for run in row["runs"]] == [(7, 7), (8, 8)]
 
 
+def test_tuning_over_several_seeds(in_process, tmp_path):
+    asked = small(split="random:5", tune_seed=6, tune_seeds=3, first_seed=9)
+    (row,) = compare(asked, ENTRIES, tmp_path / "c.json")["rows"]
+    work, job = in_process[0]
+    assert (work, job["data"][-1], job["fixed"]["seed"]) == ("_tune", 6, 6)
+    assert job["others"] == [[["csbm:120", None, "random:5", seed], seed] for seed in (7, 8)]
+    assert [len(trial["val_accuracies"]) for trial in row["tuning"]["trials"]] == [3, 3]
+    with pytest.raises(InputError, match="none of the seeds 8 to 9"):
+        compare(small(tune_seed=6, tune_seeds=3, first_seed=8), ENTRIES, tmp_path / "other.json")
+
+
 @pytest.mark.parametrize("solver", ["pdadmm-g", "adam", "gcn"])
 def test_test_nodes_judged_once(solver, in_process, tmp_path, monkeypatch):
     """The same accuracy as along the way, by a fit that had no test nodes."""

@@ -133,6 +133,29 @@ def test_test_nodes_are_never_seen(graph, name):
     assert "test" not in json.dumps(trials)
 
 
+def test_a_trial_on_several_graphs_has_the_mean_of_each_alone(graph):
+    splits = {name: np.roll(nodes, 1) for name, nodes in graph.splits.items()}
+    order = np.random.default_rng(0).permutation(graph.num_nodes)
+    ends = np.cumsum([len(nodes) for nodes in splits.values()])
+    other = graph.with_splits({name: order[b - len(splits[name]) : b] for name, b in zip(splits, ends)})
+    joined = tune("pdadmm-g", graph, 3, SMALL, 5, others=[(other, 9)])
+    first, second = tune("pdadmm-g", graph, 3, SMALL, 5), tune("pdadmm-g", other, 3, SMALL | {"seed": 9}, 5)
+    assert [one["val_accuracy"] for one in first] != [one["val_accuracy"] for one in second]
+    for both, a, b in zip(joined, first, second, strict=True):
+        assert both["parameters"] == a["parameters"] == b["parameters"]
+        assert both["val_accuracies"] == [a["val_accuracy"], b["val_accuracy"]]
+        assert both["val_accuracy"] == pytest.approx((a["val_accuracy"] + b["val_accuracy"]) / 2)
+        assert both["val_loss"] == pytest.approx((a["val_loss"] + b["val_loss"]) / 2)
+    json.dumps(joined, allow_nan=False)
+
+
+def test_a_trial_that_diverges_on_one_graph_fails(graph):
+    big = type(graph)(graph.indptr, graph.indices, None, graph.features * np.float32(1e30), graph.labels, graph.splits)
+    (trial,) = tune("pdadmm-g", graph, 1, SMALL | {"scaling": "none"}, others=[(big, 1)])
+    assert trial["val_accuracy"] is None
+    assert "not finite" in trial["failed"]
+
+
 def test_a_trial_that_diverges_counts_and_loses(graph):
     big = type(graph)(graph.indptr, graph.indices, None, graph.features * np.float32(1e30), graph.labels, graph.splits)
     trials = tune("pdadmm-g", big, 2, SMALL | {"scaling": "none"})

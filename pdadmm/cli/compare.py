@@ -38,6 +38,7 @@ def run(arguments: list[str]) -> int:
         first_seed=accepted("first_seed", given.first_seed, whole(0, 2**62)),
         budget=accepted("budget", given.budget, whole(0)),
         tune_seed=accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1)),
+        tune_seeds=accepted("tune_seeds", given.tune_seeds, whole(1)),
         test=accepted("test", given.test, one_of(TEST)),
         common=common,
     )
@@ -94,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     flag("--first-seed", default="0", metavar="N", help="the first of them (default: 0)")
     flag("--budget", default="10", metavar="TRIALS", help="trials of tuning; 0 takes the defaults (default: 10)")
     flag("--tune-seed", default="1000", metavar="N", help="seed of tuning: weights, draws, split (default: 1000)")
+    flag(
+        "--tune-seeds", default="1", metavar="N",
+        help="seeds from that on, over which a trial's validation accuracy is averaged (default: 1)",
+    )  # fmt: skip
     flag(
         "--split-seeds", default="same", metavar="NAME",
         help="a drawn split of seed k: same (split k) or fixed (split 0 for all) (default: same)",
