@@ -210,7 +210,7 @@ def _stream(
     size, room = min(needs.batch_size or needs.train, needs.train), int(part * needs.total())
     sampled = SAMPLED_BYTES * needs.sampled(size, needs.nodes)
     window = max(1, min(room // 4 // sampled, -(-needs.train // size)))
-    taken = needs.fixed() + room + window * sampled
+    taken = needs.fixed() + 16 * needs.nodes + room + window * sampled  # 16: to choose the features that stay
     width, whole = _width(needs, memory, taken, needs.batch(needs.nodes, features=False))
     return StreamPlan(entries, cache, numbers, chunk, stage, window, width, whole) if width else None, whole
 

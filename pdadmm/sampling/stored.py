@@ -169,5 +169,12 @@ def row_edges(nodes: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
 
 def most_read(indptr: np.ndarray, starts: np.ndarray | None, numbers: int) -> np.ndarray:
     """Return the nodes with the most neighbours, rising, whose features are at most ``numbers`` rows of their files."""
-    order = np.argsort(-np.diff(indptr), kind="stable")
-    return np.sort(order[: np.searchsorted(row_edges(order, starts), numbers, side="right") - 1])
+    degrees = np.diff(indptr)
+    order = np.argsort(np.negative(degrees, out=degrees), kind="stable")
+    del degrees  # 8 bytes a node
+    return np.sort(order[:numbers] if starts is None else order[: _count(order, starts, numbers)])
+
+
+def _count(nodes: np.ndarray, starts: np.ndarray, numbers: int) -> int:
+    """Return how many of these nodes, in order, have at most so many rows together."""
+    return int(np.searchsorted(row_edges(nodes, starts), numbers, side="right")) - 1
