@@ -5,9 +5,10 @@
 
 accuracy: each graph is written to a folder on the disk, which the runs from disk open; runs in memory and from disk
 take turns, seed by seed, on the same split and settings. --runs GRAPH/file/N has the nodes in the order of the data
-set, GRAPH/random shuffled, GRAPH/metis by METIS parts; N is the batch size. The run from disk is --more times as long:
-its accuracy is read off at equal epochs and at its end. Seconds and bytes of an epoch are without evaluation. limit:
-features of several times the memory limit, and the peak of the process.
+set, GRAPH/random shuffled, GRAPH/metis by METIS parts; N is the batch size. From disk neighbours are drawn among all,
+or with --disk-neighbours buffer among those in the buffer. The run from disk is --more times as long: its accuracy is
+read off at equal epochs and at its end. Seconds and bytes of an epoch are without evaluation. limit: features of
+several times the memory limit, and the peak of the process.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pdadmm import Graph, SampledGNN, csbm, load_dataset, make_splits
 from pdadmm.baselines.partition import partition
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.graph import write_graph
+from pdadmm.sampling.estimator import DISK_NEIGHBOURS
 
 MIB = 1 << 20
 ORDERS = {
@@ -76,23 +78,17 @@ def accuracy(given: argparse.Namespace, folder: Path) -> None:
                 fanouts=(given.fanout, given.fanout),
             )  # fmt: skip
             memory = solver.fit(graph).summary_
-            solver.set_params(buffer_share=given.share, iterations=given.more * given.iterations)
+            own_way = {"buffer_share": given.share, "disk_neighbours": given.disk_neighbours}
+            solver.set_params(**own_way, iterations=given.more * given.iterations)
             with GraphFolder(folder / run.replace("/", "-")) as opened:
                 disk = solver.fit(opened, memory="4GiB", scratch=folder / f"run-{len(rows)}-{seed}").summary_
-            row = {"graph": name, "order": order, "seed": seed, "total": total_bytes(disk, given.share)}
+            row = {"graph": name, "order": order, "seed": seed, "total": disk["graph_bytes"]}
             row |= {"memory": memory["test_accuracy"], "seconds": memory["seconds_per_iteration"], "summary": disk}
             own.append(row | {"disk": best(solver.history_, given.iterations), "longer": disk["test_accuracy"]})
             if given.rows:
                 given.rows.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *own]))
         rows += own
         print(line(own, given), flush=True)
-
-
-def total_bytes(disk: dict, share: float) -> float:
-    """Return the bytes of features and adjacency: what the first epoch reads, all partitions once."""
-    carried = disk["buffer_partitions"] - max(1, disk["buffer_partitions"] // 8)
-    read = disk["iterations"] - (disk["iterations"] - 1) * carried / disk["partitions"]
-    return disk["bytes_read_training"] / read
 
 
 def line(own: list[dict], given: argparse.Namespace) -> str:
@@ -126,12 +122,17 @@ def limit(given: argparse.Namespace, folder: Path) -> None:
     began = time.perf_counter()
     with GraphFolder(folder / "graph") as opened:
         size = (4 * opened.num_nodes * opened.num_features + 4 * opened.disk.num_edges) / MIB
-        run = SampledGNN(iterations=2, batch_size=256, fanouts=(5, 5), threads=1)
+        run = SampledGNN(
+            iterations=2, batch_size=256, fanouts=(5, 5), threads=1, disk_neighbours=given.disk_neighbours
+        )  # fmt: skip
         told = run.fit(opened, memory=given.memory * MIB, scratch=folder / "run").summary_
     print(f"features and edges {size:.0f} MiB, limit {given.memory} MiB: {size / given.memory:.2f} times the limit")
     peak, buffer = told["memory_peak_bytes"] / MIB, told["buffer_bytes"] / MIB
     print(f"resident memory beyond what the process held: {peak:.0f} MiB; within the limit: {peak <= given.memory}")
-    print(f"partitions {told['partitions']}, in the buffer {told['buffer_partitions']}: {buffer:.0f} MiB")
+    kinds = "kept_nodes", "steps_together", "partitions", "buffer_partitions"
+    held = ", ".join(f"{name} {told[name]}" for name in kinds if name in told)
+    epoch = told["bytes_read_training"] / told["iterations"] / MIB
+    print(f"{held}; features and edges in memory {buffer:.0f} MiB, read an epoch {epoch:.0f} MiB")
     print(f"epoch {told['seconds_per_iteration']:.1f} s, all {time.perf_counter() - began:.1f} s")
     print(f"read {told['bytes_read'] / MIB:.0f} MiB, written {told['bytes_written'] / MIB:.0f} MiB")
 
@@ -156,11 +157,12 @@ def main() -> None:
         help="graph/order/batch size, ..",
     )  # fmt: skip
     for name, default in (
-        ("nodes", 5000), ("iterations", 10), ("eval-every", 2), ("seeds", 5), ("fanout", 5), ("more", 2),
+        ("nodes", 5000), ("iterations", 10), ("eval-every", 2), ("seeds", 5), ("fanout", 5), ("more", 1),
         ("limit-nodes", 600_000), ("features", 256), ("memory", 250),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--disk-neighbours", choices=DISK_NEIGHBOURS, default="all")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:

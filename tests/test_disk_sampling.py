@@ -30,6 +30,7 @@ from pdadmm.sampling.states import BufferStates
 MEMORY = "300MiB"
 GRAPH = csbm(150, num_classes=3, num_features=6, seed=2)
 SMALL = {"hidden": 8, "iterations": 4, "batch_size": 30, "fanouts": (3, 2)}
+BUFFER = {"disk_neighbours": "buffer"}
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +109,12 @@ def outcome(trained: SampledGNN) -> tuple:
 
 @pytest.mark.parametrize("more", [{}, {"architecture": "gcn", "layers": 3, "fanouts": None, "scaling": "hop-std"}])
 def test_where_all_fits_the_run_is_that_of_memory(tmp_path, more):
-    """From a folder and from a graph in memory alike."""
+    """From a folder and from a graph in memory alike, and whichever way neighbours are drawn."""
     memory = SampledGNN(**SMALL | more).fit(GRAPH)
     write_graph(GRAPH, tmp_path / "g")
     with GraphFolder(tmp_path / "g") as folder:
         disk = SampledGNN(**SMALL | more).fit(folder, memory=MEMORY, scratch=tmp_path / "run")
-    again = SampledGNN(**SMALL | more).fit(GRAPH, memory=MEMORY, scratch=tmp_path / "other")
+    again = SampledGNN(**SMALL | more | BUFFER).fit(GRAPH, memory=MEMORY, scratch=tmp_path / "other")
     assert outcome(disk) == outcome(memory) == outcome(again)
     for name in ("val_accuracy", "test_accuracy", "val_loss"):
         assert disk.history_.column(name) == pytest.approx(memory.history_.column(name), rel=1e-6)
@@ -123,12 +124,13 @@ def test_where_all_fits_the_run_is_that_of_memory(tmp_path, more):
 
 
 def test_a_small_buffer_reads_what_the_formula_says_and_holds_no_more(tmp_path):
-    share, cut_off = 0.25, SMALL | {"iterations": 5, "eval_every": 5}
+    share, cut_off = 0.25, SMALL | BUFFER | {"iterations": 5, "eval_every": 5}
     write_graph(GRAPH, tmp_path / "g")
     with GraphFolder(tmp_path / "g") as folder:
         run = SampledGNN(**cut_off, buffer_share=share).fit(folder, memory=MEMORY, scratch=tmp_path / "run")
     told, rows = run.summary_, run.summary_["block_nodes"]
     total = 4 * (GRAPH.features.size + GRAPH.indices.size)
+    assert told["graph_bytes"] == total
     assert told["buffer_bytes"] <= share * total
     assert told["buffer_partitions"] * rows <= share * 150
     assert told["memory_peak_bytes"] < told["memory_bytes"] == 300 << 20
@@ -151,10 +153,10 @@ def test_a_small_buffer_reads_what_the_formula_says_and_holds_no_more(tmp_path):
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):
-    solver = SampledGNN(**SMALL, buffer_share=0.3)
+    solver = SampledGNN(**SMALL, **BUFFER, buffer_share=0.3)
     expected = outcome(solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "whole"))
     assert outcome(solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "again")) == expected
-    other = SampledGNN(**SMALL, buffer_share=0.3, seed=1)
+    other = SampledGNN(**SMALL, **BUFFER, buffer_share=0.3, seed=1)
     assert outcome(other.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "seed")) != expected
 
     def cut_off(row) -> None:
@@ -174,7 +176,7 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):
 
 def test_a_small_buffer_learns(tmp_path):
     graph = csbm(200, num_classes=3, num_features=8, avg_degree=12, seed=0)
-    disk = SampledGNN(iterations=12, batch_size=60, hidden=16, buffer_share=0.5)
+    disk = SampledGNN(iterations=12, batch_size=60, hidden=16, buffer_share=0.5, **BUFFER)
     disk.fit(graph, memory=MEMORY, scratch=tmp_path)
     majority = np.bincount(graph.labels[graph.splits["test"]]).max() / len(graph.splits["test"])
     assert disk.score(graph) > majority + 0.2
@@ -187,8 +189,8 @@ def test_a_small_buffer_learns(tmp_path):
         ({"sampler": "walk"}, {"memory": MEMORY}, "sampler = walk: must be neighbour with memory"),
         ({"sampler": "cluster"}, {"memory": MEMORY}, "sampler = cluster: must be neighbour with memory"),
         ({"buffer_share": 0.5}, None, "buffer_share = 0.5: must be left out without memory"),
-        ({"buffer_share": 0.001}, {"memory": MEMORY}, r"buffer_share = 0.001: must be enough for two partitions"),
-        ({}, {"memory": "40MiB"}, r"memory = 40MiB: .*; give at least (\d+)MiB"),
+        (BUFFER | {"buffer_share": 0.001}, {"memory": MEMORY}, r"buffer_share = 0.001: must be enough for two parti"),
+        (BUFFER, {"memory": "40MiB"}, r"memory = 40MiB: .*; give at least (\d+)MiB"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, more, limits, words):
@@ -198,7 +200,7 @@ def test_what_cannot_be_is_refused(tmp_path, more, limits, words):
     assert not list(tmp_path.iterdir())
     if "at least" in caught.value.remedy:  # and that much does
         least = caught.value.remedy.split()[3].rstrip(",")
-        assert SampledGNN(**SMALL).fit(GRAPH, memory=least, scratch=tmp_path).summary_["partitions"] > 1
+        assert SampledGNN(**SMALL | more).fit(GRAPH, memory=least, scratch=tmp_path).summary_["partitions"] > 1
 
 
 def test_a_folder_needs_memory_and_a_split(tmp_path):
@@ -212,15 +214,17 @@ def test_a_folder_needs_memory_and_a_split(tmp_path):
             SampledGNN(**SMALL).fit(folder, GRAPH.labels, memory=MEMORY, scratch=tmp_path / "run")
 
 
-def test_a_file_that_is_cut_off_while_it_is_read_is_named(tmp_path):
+@pytest.mark.parametrize("way", ["all", "buffer"])
+def test_a_file_that_is_cut_off_while_it_is_read_is_named(tmp_path, way):
     write_graph(GRAPH, tmp_path / "g")
     with GraphFolder(tmp_path / "g") as folder:
 
         def shorten(row) -> None:
             os.truncate(tmp_path / "g" / "indices.npy", 200)
 
+        solver = SampledGNN(**SMALL, buffer_share=0.25, disk_neighbours=way)
         with pytest.raises(InputError, match=r"file = .*indices.npy: must be a file that can be read"):
-            SampledGNN(**SMALL, buffer_share=0.25).fit(folder, memory=MEMORY, scratch=tmp_path / "r", watch=shorten)
+            solver.fit(folder, memory=MEMORY, scratch=tmp_path / "r", watch=shorten)
 
 
 def test_the_command_line_trains_from_a_folder(tmp_path, capsys):
@@ -228,7 +232,8 @@ def test_the_command_line_trains_from_a_folder(tmp_path, capsys):
     common = ["train", "--dataset", str(tmp_path / "g"), "--solver", "sage", "--hidden", "8", "--iterations", "3"]
     disk = ["--memory", MEMORY, "--scratch", str(tmp_path / "run"), "--quiet"]
     history = ["--history", str(tmp_path / "disk.jsonl")]
-    assert main([*common, *disk, *history, "--buffer-share", "0.25", "--split", "random:9", "--split-seed", "1"]) == 0
+    share = ["--buffer-share", "0.25", "--disk-neighbours", "all", "--split", "random:9", "--split-seed", "1"]
+    assert main([*common, *disk, *history, *share]) == 0
     assert "sage on" in capsys.readouterr().out
     assert len(History.from_jsonl(tmp_path / "disk.jsonl")) == 3
     assert main([*common, *disk, "--sampler", "walk"]) == 2

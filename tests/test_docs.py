@@ -254,9 +254,11 @@ def small(tmp_path_factory):
     disk = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2).fit(pdadmm.digits(), **from_disk)
     sampled = pdadmm.SampledGNN(hidden=8, iterations=1)
     sampled.fit(pdadmm.digits(), memory="300MiB", scratch=tmp_path_factory.mktemp("sampled"))
+    streamed = pdadmm.SampledGNN(hidden=8, iterations=1, buffer_share=0.5)
+    streamed.fit(pdadmm.digits(), memory="300MiB", scratch=tmp_path_factory.mktemp("streamed"))
     assert disk.history_[0].keys() == runs[0].history_[0].keys()
     added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
-    return runs, added.union(disk.summary_, sampled.summary_, *(run.summary_ for run in runs))
+    return runs, added.union(disk.summary_, sampled.summary_, streamed.summary_, *(run.summary_ for run in runs))
 
 
 def tables_of(title: str) -> list[set[str]]:

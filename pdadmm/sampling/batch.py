@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from pdadmm.disk.scattered import stretches
 from pdadmm.models.gnn import Aggregation
 from pdadmm.recording import Breakdown
 
-__all__ = ["Batch", "Sampler", "csr", "entries_of", "induced", "stretches"]
+__all__ = ["Batch", "Sampler", "csr", "entries_of", "induced", "joined"]
 
 
 @dataclass
@@ -59,17 +60,6 @@ def entries_of(S: sp.csr_array, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return stretches(starts, counts), counts
 
 
-def stretches(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the numbers of stretches of ``counts`` numbers from ``starts`` on, one behind the other.
-
-    >>> stretches(np.array([5, 0]), np.array([2, 3])).tolist()
-    [5, 6, 0, 1, 2]
-    """
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
-
-
 def induced(S: sp.csr_array, nodes: np.ndarray, place: np.ndarray) -> tuple[sp.csr_array, np.ndarray]:
     """Return S[nodes][:, nodes], and where its entries stand in S's arrays; ``nodes`` are distinct.
 
@@ -83,6 +73,22 @@ def induced(S: sp.csr_array, nodes: np.ndarray, place: np.ndarray) -> tuple[sp.c
     rows = np.repeat(np.arange(len(nodes)), counts)[inside]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(nodes)))])
     return csr(S.data[found[inside]], columns[inside], indptr, len(nodes)), found[inside]
+
+
+def joined(targets: np.ndarray, columns: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns renumbered, and which node has each number: the targets first, then the others, rising.
+
+    ``place`` (V,) is scratch, -1 everywhere, and is so again afterwards.
+
+    >>> [part.tolist() for part in joined(np.array([4, 1]), np.array([3, 1, 0, 3]), np.full(5, -1))]
+    [[3, 1, 2, 3], [4, 1, 0, 3]]
+    """
+    place[targets] = np.arange(len(targets))
+    new = np.unique(columns[place[columns] < 0])
+    place[new] = np.arange(len(targets), len(targets) + len(new))
+    local, sources = place[columns], np.concatenate([targets, new])
+    place[sources] = -1
+    return local, sources
 
 
 def csr(data: np.ndarray, columns: np.ndarray, indptr: np.ndarray, width: int) -> sp.csr_array:

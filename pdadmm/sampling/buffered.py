@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from pdadmm.disk.buffer import PartitionBuffer
-from pdadmm.sampling.batch import Batch, csr, stretches
+from pdadmm.disk.scattered import ScatteredRows, stretches
+from pdadmm.recording import Breakdown
+from pdadmm.sampling.batch import Batch, csr
 from pdadmm.sampling.neighbours import Neighbourhoods
 from pdadmm.sampling.network import Features
 from pdadmm.sampling.states import BufferStates
 
-__all__ = ["BufferFeatures", "BufferSampler", "OperatorRows"]
+__all__ = ["BufferFeatures", "BufferSampler", "DiskNeighbourhoods", "OperatorRows"]
 
 
 class OperatorRows:
@@ -62,7 +64,40 @@ class OperatorRows:
         return csr(self.values(nodes[rows], columns), columns, np.append(0, np.cumsum(counts)), len(self.indptr) - 1)
 
 
-class BufferSampler(Neighbourhoods):
+class DiskNeighbourhoods(Neighbourhoods):
+    """Neighbourhoods in a graph on the disk, out of those rows of the adjacency that are in memory, pool "columns".
+
+    ``begin`` draws an iteration's steps, ``drawn`` gives each step's batches in turn; seconds are counted in ``times``.
+    """
+
+    def __init__(
+        self, rows: OperatorRows, buffer: PartitionBuffer | ScatteredRows, train: np.ndarray, fanouts: Sequence[int],
+        batch_size: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__(len(rows.indptr) - 1, fanouts, seed)
+        self.rows, self.buffer, self.times = rows, buffer, Breakdown()
+        self.size = min(batch_size or len(train), len(train))
+
+    def begin(self, iteration: int) -> None:
+        """Draw what an iteration's steps are."""
+        raise NotImplementedError
+
+    def drawn(self, step: int) -> Iterator[Batch]:
+        """Yield the batches of a step, each with what it reads in memory; steps come in order."""
+        raise NotImplementedError
+
+    def _counts(self, targets: np.ndarray) -> np.ndarray:
+        return self.rows.degrees(targets)
+
+    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = stretches(self.buffer.places("columns", targets), self.rows.degrees(targets))
+        return self.rows.entries(targets, self.buffer.pools["columns"].numbers[found])
+
+    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return self.rows.values(nodes, columns)
+
+
+class BufferSampler(DiskNeighbourhoods):
     """Batches of training nodes with neighbours out of those in the buffer.
 
     ``begin`` draws an iteration's states and steps. A step has as many training nodes as in memory; where their
@@ -76,9 +111,9 @@ class BufferSampler(Neighbourhoods):
         self, rows: OperatorRows, buffer: PartitionBuffer, states: BufferStates, fanouts: Sequence[int],
         batch_size: int | None, seed: int,
     ) -> None:  # fmt: skip
-        super().__init__(buffer.cut.nodes, fanouts, seed)
-        self.rows, self.buffer, self.states = rows, buffer, states
-        self.size = min(batch_size or len(states.train), len(states.train))
+        super().__init__(rows, buffer, states.train, fanouts, batch_size, seed)
+        self.buffer: PartitionBuffer
+        self.states = states
         self.iteration, self.steps = 0, 0  # of the iteration that was begun
         self.plan: list[list[tuple[int, np.ndarray]]] = []
         self.entered: tuple[int, int] | None = None  # iteration and state that the buffer is in
@@ -88,6 +123,15 @@ class BufferSampler(Neighbourhoods):
         if iteration != self.iteration:
             self.iteration, self.plan = iteration, self.states.steps_of(iteration, self.size)
             self.steps = len(self.plan)
+
+    def drawn(self, step: int) -> Iterator[Batch]:
+        """Yield the batches of a step, each while its state is in the buffer."""
+        for state, nodes in self.pieces(step):
+            with self.times("waiting"):
+                self.enter(state)
+            with self.times("sampling"):
+                batches = self.batch(step, nodes)
+            yield from batches
 
     def pieces(self, step: int) -> list[tuple[int, np.ndarray]]:
         """Return (state, training nodes) of a step's batches, in turn."""
@@ -106,16 +150,6 @@ class BufferSampler(Neighbourhoods):
         """Return the batch of some of a step's training nodes, in the state that was entered."""
         return self._sampled(nodes, self.iteration, step)
 
-    def _counts(self, targets: np.ndarray) -> np.ndarray:
-        return self.rows.degrees(targets)
-
-    def _entries(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = stretches(self.buffer.places("columns", targets), self.rows.degrees(targets))
-        return self.rows.entries(targets, self.buffer.pools["columns"].numbers[found])
-
-    def _values(self, found: np.ndarray, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return self.rows.values(nodes, columns)
-
     def _chances(self, nodes: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """1 in a node's own partition; two partitions are in one state with probability (c - 1) / (P - 1)."""
         cut = self.buffer.cut
@@ -125,9 +159,9 @@ class BufferSampler(Neighbourhoods):
 
 
 class BufferFeatures(Features):
-    """The features of the nodes in a buffer: its pools "features", and "feature columns" where they are sparse."""
+    """The features of the nodes in memory: a buffer's pools "features", and "feature columns" where they are sparse."""
 
-    def __init__(self, buffer: PartitionBuffer, width: int, indptr: np.ndarray | None) -> None:
+    def __init__(self, buffer: PartitionBuffer | ScatteredRows, width: int, indptr: np.ndarray | None) -> None:
         self.times = None
         self.buffer, self.width, self.sparse, self.indptr = buffer, width, indptr, indptr
 

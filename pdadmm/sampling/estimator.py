@@ -67,6 +67,7 @@ def _accept_fanouts(value: Any) -> tuple[int, ...]:
 fanout_list = Check(_accept_fanouts, "numbers of neighbours such as 10,25", "N,N,..")
 
 SAMPLERS = ("neighbour", "cluster", "walk")
+DISK_NEIGHBOURS = ("all", "buffer")
 
 
 @dataclass(eq=False, repr=False)
@@ -95,6 +96,10 @@ class SampledGNN(BatchClassifier):
     buffer_share: float | None = param(
         None, optional(fraction), "with memory: most of the features and edges to hold at a time (default: what fits)"
     )
+    disk_neighbours: str | None = param(
+        None, optional(one_of(DISK_NEIGHBOURS)),
+        "with memory: neighbours are drawn among all, as without memory, or those in the buffer (default: all)",
+    )  # fmt: skip
 
     streams = True
 
@@ -112,8 +117,9 @@ class SampledGNN(BatchClassifier):
         if not on_disk:
             if isinstance(graph, GraphFolder):
                 raise InputError("memory, scratch", None, "given with a GraphFolder", "or read it: disk.to_graph()")
-            if settings.buffer_share is not None:
-                raise InputError("buffer_share", settings.buffer_share, "left out without memory")
+            for name in ("buffer_share", "disk_neighbours"):
+                if getattr(settings, name) is not None:
+                    raise InputError(name, getattr(settings, name), "left out without memory")
             return super()._problem(settings, graph, y, transport)
         if settings.sampler != "neighbour":
             raise InputError("sampler", settings.sampler, "neighbour with memory", "others train in memory")

@@ -12,12 +12,17 @@ from pdadmm.baselines.shards import run_of
 from pdadmm.data.splits import generator
 from pdadmm.disk.graph import row_blocks
 from pdadmm.models.gnn import Aggregation
-from pdadmm.sampling.batch import Batch, csr, entries_of
+from pdadmm.sampling.batch import Batch, csr, entries_of, joined
 
-__all__ = ["NeighbourSampler", "Neighbourhoods"]
+__all__ = ["NeighbourSampler", "Neighbourhoods", "shuffled"]
 
 ENTRIES = 1 << 18  # of S that are looked at together
 NEIGHBOURS = 16  # second word of the draws' key, apart from those of pdadmm.baselines.initial
+
+
+def shuffled(train: np.ndarray, seed: int, iteration: int) -> np.ndarray:
+    """Return the training nodes in the order in which an iteration's steps have them."""
+    return train[generator(seed, f"batches {iteration}").permutation(len(train))]
 
 
 class Neighbourhoods:
@@ -55,25 +60,34 @@ class Neighbourhoods:
         """Return the batch of these training nodes, none of no nodes."""
         if not len(nodes):
             return []
-        targets, operators, sources = nodes, list[Aggregation](), list[np.ndarray]()
+        batch = Batch([], [], np.arange(len(nodes)), nodes, float(len(nodes)))
         for layer in range(len(self.fanouts) - 1, -1, -1):
-            key = self.seed, NEIGHBOURS, iteration, step, layer
-            block, targets = self._block(targets, self.fanouts[layer], key)
-            operators.insert(0, Aggregation(block))
-            sources.insert(0, targets)
-        return [Batch(sources, operators, np.arange(len(nodes)), nodes, float(len(nodes)))]
+            targets = batch.sources[0] if batch.sources else nodes
+            self._extend(batch, *self._block(targets, self.fanouts[layer], self._key(iteration, step, layer)))
+        return [batch]
+
+    def _key(self, iteration: int, step: int, layer: int) -> tuple[int, ...]:
+        """Return what the draws of a layer are keyed by, beside the edge."""
+        return self.seed, NEIGHBOURS, iteration, step, layer
+
+    @staticmethod
+    def _extend(batch: Batch, block: sp.csr_array, sources: np.ndarray) -> None:
+        """Put the layer below under a batch's layers so far."""
+        batch.operators.insert(0, Aggregation(block))
+        batch.sources.insert(0, sources)
 
     def _block(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[sp.csr_array, np.ndarray]:
         """Return the sampled rows ``targets`` of S, and the nodes of its columns, the targets first."""
         edges = np.append(0, np.cumsum(self._counts(targets), dtype=np.int64))
         parts = [self._picked(targets[a:b], fanout, key) for a, b in row_blocks(edges, ENTRIES)]
         counts, columns, data = (np.concatenate(part) for part in zip(*parts))
-        self.place[targets] = np.arange(len(targets))
-        new = np.unique(columns[self.place[columns] < 0])
-        self.place[new] = np.arange(len(targets), len(targets) + len(new))
-        local = self.place[columns]
-        sources = np.concatenate([targets, new])
-        self.place[sources] = -1
+        return self._joined(targets, counts, columns, data)
+
+    def _joined(
+        self, targets: np.ndarray, counts: np.ndarray, columns: np.ndarray, data: np.ndarray
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Return the block of the rows ``targets`` with these entries, and the nodes of its columns."""
+        local, sources = joined(targets, columns, self.place)
         return csr(data, local, np.append(0, np.cumsum(counts)), len(sources)), sources
 
     def _picked(self, targets: np.ndarray, fanout: int, key: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -124,8 +138,7 @@ class NeighbourSampler(Neighbourhoods):
         self.steps = -(-len(train) // self.size)
 
     def draw(self, iteration: int, step: int, rank: int, ranks: int) -> list[Batch]:
-        order = generator(self.seed, f"batches {iteration}").permutation(len(self.train))
-        batch = self.train[order[step * self.size : (step + 1) * self.size]]
+        batch = shuffled(self.train, self.seed, iteration)[step * self.size : (step + 1) * self.size]
         own = run_of(len(batch), rank, ranks)
         return self._sampled(batch[own.start : own.stop], iteration, step)
 

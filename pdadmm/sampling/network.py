@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from pdadmm.models.gnn import ARCHITECTURES, Aggregation, activate, dense_input
 from pdadmm.recording import Breakdown
 from pdadmm.sampling.batch import Batch, csr, entries_of
 
-__all__ = ["Dropout", "Features", "batch_logits", "layer"]
+__all__ = ["Dropout", "Features", "StreamedRows", "batch_logits", "layer"]
 
 DENSE = 0.25  # share of non-zeros from which features are kept dense
 
@@ -53,8 +53,12 @@ class Features:
         self.dense = None if sparse else torch.from_numpy(X)
         self.width = X.shape[1]
 
-    def rows(self, nodes: np.ndarray, dropout: Dropout | None = None) -> Tensor | Aggregation:
-        """Return x (nodes, n_0), dense or as an Aggregation, with dropout where given."""
+    def rows(self, nodes: np.ndarray, dropout: Dropout | None = None) -> Tensor | Aggregation | StreamedRows:
+        """Return x (nodes, n_0), dense, as an Aggregation or in chunks, with dropout where given."""
+        return self.held(nodes, dropout)
+
+    def held(self, nodes: np.ndarray, dropout: Dropout | None = None) -> Tensor | Aggregation:
+        """Return x (nodes, n_0) of nodes that are in memory."""
         if self.sparse is None:
             rows = self._dense(nodes)
             return rows if dropout is None else dropout(rows, 0, nodes)
@@ -75,15 +79,53 @@ class Features:
         return self.sparse.data[found], self.sparse.indices[found], counts
 
 
-def layer(architecture: str, S: Aggregation, h: Tensor | Aggregation, W: Tensor, b: Tensor) -> Tensor:
+class StreamedRows:
+    """Features x (nodes, n_0) that are in memory a chunk at a time, twice: for x W^T, and for the gradient of W.
+
+    ``chunks(back)`` yields (positions in nodes, their rows of x, dense or as an Aggregation), in the way back in any
+    other order; each node is in one chunk.
+    """
+
+    def __init__(
+        self, count: int, chunks: Callable[[bool], Iterator[tuple[np.ndarray, Tensor | Aggregation]]]
+    ) -> None:
+        self.count, self.chunks = count, chunks
+
+    def __call__(self, B: Tensor) -> Tensor:
+        """Return x B (nodes, w), differentiable in B."""
+        return _StreamedProduct.apply(B, self)
+
+
+class _StreamedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, B: Tensor, rows: StreamedRows) -> Tensor:
+        ctx.rows, ctx.shape = rows, B.shape
+        out = torch.empty(rows.count, B.shape[1], dtype=B.dtype)
+        for positions, x in rows.chunks(False):
+            out[torch.from_numpy(positions)] = x.product(x.S, B) if isinstance(x, Aggregation) else x @ B
+        return out
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        total = torch.zeros(ctx.shape, dtype=g.dtype)
+        for positions, x in ctx.rows.chunks(True):
+            own = g[torch.from_numpy(positions)]
+            total += x.product(x.transposed, own) if isinstance(x, Aggregation) else x.T @ own
+        return total, None
+
+
+def layer(architecture: str, S: Aggregation, h: Tensor | Aggregation | StreamedRows, W: Tensor, b: Tensor) -> Tensor:
     """Return z (rows of S, n) = (S h) W^T + b, or [h, S h] W^T + b for GraphSAGE, the cheaper product first.
 
-    The sum over neighbours runs over the narrower of h and h W^T; sparse features meet W first.
+    The sum over neighbours runs over the narrower of h and h W^T; sparse and streamed features meet W first.
     """
     copies, rows = ARCHITECTURES[architecture].copies, S.S.shape[0]
     if isinstance(h, Tensor) and h.shape[1] <= len(W):
         return F.linear(dense_input(architecture, S, h), W, b)
-    parts = [h(part.T) if isinstance(h, Aggregation) else h @ part.T for part in W.chunk(copies, dim=1)]
+    if isinstance(h, StreamedRows):  # both matrices in one pass
+        parts = list(h(torch.cat(W.chunk(copies, dim=1)).T).chunk(copies, dim=1))
+    else:
+        parts = [h(part.T) if isinstance(h, Aggregation) else h @ part.T for part in W.chunk(copies, dim=1)]
     mixed = S(parts[-1]) + b
     return mixed if copies == 1 else parts[0][:rows] + mixed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pdadmm.data.splits import generator
+from pdadmm.sampling.neighbours import shuffled
 
 __all__ = ["BufferStates"]
 
@@ -48,14 +49,14 @@ class BufferStates:
 
     def nodes(self, iteration: int) -> list[np.ndarray]:
         """Return the training nodes of each state, in the order of their turns."""
-        shuffled = self.train[generator(self.seed, f"batches {iteration}").permutation(len(self.train))]
+        nodes = shuffled(self.train, self.seed, iteration)
         place = np.empty(self.count, np.int64)
         place[self.order(iteration)] = np.arange(self.count)
-        place = place[shuffled // self.rows]
+        place = place[nodes // self.rows]
         first = np.maximum(0, -(-(place - self.held + 1) // self.swapped))
         last = np.minimum(self.number - 1, place // self.swapped)
         state = generator(self.seed, f"states {iteration}").integers(first, last + 1)
-        by_state = shuffled[np.argsort(state, kind="stable")]
+        by_state = nodes[np.argsort(state, kind="stable")]
         return np.split(by_state, np.cumsum(np.bincount(state, minlength=self.number))[:-1])
 
     def steps_of(self, iteration: int, size: int) -> list[list[tuple[int, np.ndarray]]]:

@@ -1,8 +1,7 @@
-"""Sample-based training from disk: a buffer of partitions, batches out of it, exact evaluation layer by layer."""
+"""Sample-based training from disk: what is held in memory, batches out of it, exact evaluation layer by layer."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,8 @@ import numpy as np
 import torch
 
 from pdadmm.augment import Augmenter
-from pdadmm.console import human_bytes
 from pdadmm.data import Graph
 from pdadmm.disk.blocks import DiskArray, Traffic
-from pdadmm.disk.buffer import PartitionBuffer
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.features import ScaledFeatures, fit_scaler
 from pdadmm.disk.graph import DiskGraph, write_graph
@@ -24,17 +21,15 @@ from pdadmm.errors import InputError
 from pdadmm.models.gnn import ARCHITECTURES
 from pdadmm.parallel.transport import Transport
 from pdadmm.sampling.batch import Batch
-from pdadmm.sampling.buffered import BufferFeatures, BufferSampler, OperatorRows
+from pdadmm.sampling.buffered import OperatorRows
+from pdadmm.sampling.holdings import BufferHolding, Source, StreamHolding
 from pdadmm.sampling.inference import DiskInference
 from pdadmm.sampling.network import DENSE
-from pdadmm.sampling.sizes import Needs, plan_buffer
+from pdadmm.sampling.sizes import BufferPlan, Needs, plan_buffer, plan_stream
 from pdadmm.sampling.solver import SampledSolver
-from pdadmm.sampling.states import BufferStates
 from pdadmm.saver import Saver
 
 __all__ = ["DiskProblem", "GraphStorage", "StreamedSolver"]
-
-log = logging.getLogger("pdadmm")
 
 
 class DiskProblem:
@@ -59,10 +54,10 @@ class DiskProblem:
 
 
 class GraphStorage:
-    """What a training from disk reads: the graph's folder, scaled features in ``folder``, and a buffer of partitions.
+    """What a training from disk reads: the graph's folder, scaled features in ``folder``, and what is held of them.
 
-    Making it checks the adjacency, learns the scaling (``augmenter``), writes the features and plans the buffer within
-    ``memory`` bytes and ``settings.buffer_share``; with ``own`` the graph's folder goes with the rest. Raises
+    Making it checks the adjacency, learns the scaling (``augmenter``), writes the features and plans what to hold
+    within ``memory`` bytes and ``settings.buffer_share``; with ``own`` the graph's folder goes with the rest. Raises
     InputError where memory or disk do not do.
     """
 
@@ -81,13 +76,18 @@ class GraphStorage:
         self.traffic["setup"].add(read=graph.traffic.read - before)
         self.files = self._open(graph)
         try:
-            self.plan = plan_buffer(self._needs(), memory, settings.buffer_share or 1.0)
+            plan = plan_buffer if settings.disk_neighbours == "buffer" else plan_stream
+            self.needs = self._needs()
+            self.plan = plan(self.needs, memory, settings.buffer_share or 1.0)
         except InputError:
             self._close()
             raise
-        self.buffer = PartitionBuffer(self.plan.cut, self.plan.slots, self.files)
-        message = "%d partitions of %d nodes, %d of them in the buffer (%s)"
-        log.info(message, self.plan.cut.count, self.plan.cut.rows, self.plan.slots, human_bytes(self.buffer.nbytes))
+        source = Source(self.files, self.rows, np.asarray(problem.parts["train"]), problem.inputs)
+        self.held: BufferHolding | StreamHolding
+        if isinstance(self.plan, BufferPlan):
+            self.held = BufferHolding(source, self.plan, settings)
+        else:
+            self.held = StreamHolding(source, self.plan, settings)
 
     def _scaled(self, graph: DiskGraph) -> ScaledFeatures:
         """Write the features, scaled as the training nodes say."""
@@ -121,17 +121,6 @@ class GraphStorage:
         copies, number_bytes = ARCHITECTURES[s.architecture].copies, np.dtype(s.dtype).itemsize
         return Needs(p.nodes, len(p.parts["train"]), widths, copies, s.fanouts, s.batch_size, number_bytes, sizes)
 
-    def sampler(self) -> BufferSampler:
-        """Return the sampler of the settings, on the buffer."""
-        s, plan = self.settings, self.plan
-        train = np.asarray(self.problem.parts["train"])
-        states = BufferStates(train, plan.cut.rows, plan.cut.count, plan.held, plan.swapped, s.seed)
-        return BufferSampler(self.rows, self.buffer, states, s.fanouts, s.batch_size, s.seed)
-
-    def batch_features(self) -> BufferFeatures:
-        """Return the features of the nodes in the buffer."""
-        return BufferFeatures(self.buffer, self.problem.inputs, self.features.indptr)
-
     def inference(self) -> DiskInference:
         """Return what evaluates the network."""
         s = self.settings
@@ -142,12 +131,9 @@ class GraphStorage:
 
     def summary(self) -> dict[str, Any]:
         """Return the sizes and the traffic of this process."""
-        kinds, plan = self.traffic, self.plan
-        return {
-            "partitions": plan.cut.count,
-            "buffer_partitions": self.buffer.most,
-            "buffer_bytes": self.buffer.nbytes,
-            "block_nodes": plan.cut.rows,
+        kinds = self.traffic
+        return self.held.summary() | {
+            "graph_bytes": self.needs.total(),
             "bytes_read": sum(kind.read for kind in kinds.values()),
             "bytes_read_training": kinds["training"].read,
             "bytes_read_evaluation": kinds["evaluation"].read,
@@ -156,7 +142,7 @@ class GraphStorage:
 
     def remove(self) -> None:
         """Give the memory back and remove what nobody needs once the training has ended."""
-        self.buffer.close()
+        self.held.close()
         self._close()
 
     def _close(self) -> None:
@@ -180,7 +166,7 @@ def on_disk(folder: Path) -> Iterator[None]:
 
 
 class StreamedSolver(SampledSolver):
-    """Trains a GNN on batches out of a buffer of partitions of a graph on the disk (docs/sampling.md)."""
+    """Trains a GNN on batches of a graph on the disk (docs/sampling.md)."""
 
     def __init__(
         self,
@@ -192,22 +178,18 @@ class StreamedSolver(SampledSolver):
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         saver: Saver | None = None,
     ) -> None:
-        sampler = storage.sampler()
-        super().__init__(problem, storage.batch_features(), sampler, settings, transport, eval_every, watch, saver)
-        self.storage, self.inference, self.states = storage, storage.inference(), sampler
+        sampler = storage.held.sampler()
+        super().__init__(problem, storage.held.features(), sampler, settings, transport, eval_every, watch, saver)
+        self.storage, self.inference = storage, storage.inference()
+        sampler.times = self.times
 
     def _pass(self, iteration: int) -> float:
-        self.states.begin(iteration)
+        self.sampler.begin(iteration)
         with on_disk(self.storage.folder):
             return super()._pass(iteration)
 
     def _drawn(self, iteration: int, step: int) -> Iterator[Batch]:
-        for state, nodes in self.states.pieces(step):
-            with self.times("waiting"):
-                self.states.enter(state)
-            with self.times("sampling"):
-                batches = self.states.batch(step, nodes)
-            yield from batches
+        yield from self.sampler.drawn(step)
 
     def _evaluate(self) -> dict[str, float]:
         with torch.no_grad(), on_disk(self.storage.folder):
