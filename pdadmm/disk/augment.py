@@ -23,7 +23,7 @@ from pdadmm.disk.blocks import NewArray, copy_array
 from pdadmm.disk.dataset import splits_of
 from pdadmm.disk.exchange import Exchange
 from pdadmm.disk.graph import HEADER, DiskGraph
-from pdadmm.disk.jobs import check_room, disk_errors, forget_local, local_folder, open_job, open_local
+from pdadmm.disk.jobs import check_local, check_room, disk_errors, forget_local, local_folder, open_job, open_local
 from pdadmm.disk.manifest import Manifest
 from pdadmm.disk.operator import DiskOperator
 from pdadmm.disk.plan import Plan, Shape
@@ -148,18 +148,21 @@ def _begin(
     """Open the folders and return the steps of the job; None where it was finished before."""
     rank, size, on_all = transport.rank, transport.size, _on_all(transport, "out", folder)
     ranks, dtype = None if local is None else size, np.dtype(job["parameters"]["dtype"])
+    place = local_folder("" if local is None else local, rank)
+    in_place = _on_all(transport, "local", place)
+    if local is not None and not transport.bcast((folder / AUGMENTED_HEADER).exists()):
+        in_place(lambda: check_local(place, job, size))
     plan = on_all(lambda: open_job(folder, job, shape, memory, ranks, stack) if rank == 0 else None)
     plan = transport.bcast(plan)
     if local is None:
         if plan is None:
             return None
         work, own = folder / "work", range(plan.slices)
-        return _Shared(SliceFiles(work, graph, plan, dtype, Manifest(work, rank), graph.traffic, own), transport, on_all)
-    place = local_folder(local, rank)
+        files = SliceFiles(work, graph, plan, dtype, Manifest(work, rank), graph.traffic, own)
+        return _Shared(files, transport, on_all)
     if plan is None:
         forget_local(place, job)
         return None
-    in_place = _on_all(transport, "local", place)
     in_place(lambda: open_local(place, job, plan.width, size, stack))
     own = range(rank, plan.slices, size)
     files = SliceFiles(place, graph, plan, dtype, Manifest(place, rank), graph.traffic, own)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -63,7 +63,7 @@ class Exchange:
         """Return what all ranks together send in a run that is not cut off, by kind, in bytes:
 
             columns   sum_r V_r (F - F_r) s          0 where one slice holds all columns
-            fit       passes H V_fit (F - F_0) s
+            fit       passes H V_fit (F - F_0) s     one pass where these rows are one block, which is kept
             rows      sum_r H K_r (F - F_r) s
 
         Source: the design of this library's augmentation from disk (docs/big-graphs.md).
@@ -73,9 +73,10 @@ class Exchange:
         read = [sum(last - first for _, first, last in chunks) for chunks in self.chunks]
         kept = [min(run.stop * block, x.kept) - min(run.start * block, x.kept) for run in self.shards]
         number = x.blocks * x.number_bytes
+        passes = min(files.plan.passes, 1 if x.fit_rows <= block else 2)
         return {
             "columns": x.feature_bytes * sum(V * F for V, F in zip(read, away)),
-            "fit": files.plan.passes * x.fit_rows * away[0] * number,
+            "fit": passes * x.fit_rows * away[0] * number,
             "rows": number * sum(K * F for K, F in zip(kept, away)),
         }
 
@@ -159,8 +160,7 @@ class Exchange:
 
         def finish() -> None:
             for name in list(opened):
-                files.finish(name, opened[name], sums[name])
-                del opened[name]
+                files.finish(name, opened.pop(name), sums[name])
 
         try:
             self.on_all(begin)
@@ -173,10 +173,13 @@ class Exchange:
                 self.on_all(partial(put, a, coming, came))
             self.on_all(finish)
         finally:
+            pieces.close()
             for file in opened.values():
                 os.close(file)
 
-    def _pieces(self, chunk: Chunk | None, takers: list[bool], step: int, outgoing: np.ndarray) -> Iterator[None]:
+    def _pieces(
+        self, chunk: Chunk | None, takers: list[bool], step: int, outgoing: np.ndarray
+    ) -> Generator[None, None, None]:
         """Fill ``outgoing`` for one step after the other: for each rank that takes the chunk, slice after slice."""
         if chunk is None:
             return

@@ -21,7 +21,7 @@ from pdadmm.errors import InputError
 from pdadmm.files import replace_file
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["check_room", "disk_errors", "forget_local", "local_folder", "open_job", "open_local"]
+__all__ = ["check_local", "check_room", "disk_errors", "forget_local", "local_folder", "open_job", "open_local"]
 
 JOB_FORMAT = "pdadmm-augment-job-1"
 ALLOWED = "a new or empty folder, or one that this very command began"
@@ -112,21 +112,28 @@ def local_folder(local: str | os.PathLike, rank: int) -> Path:
     return Path(local) / f"rank-{rank:04d}"
 
 
+def check_local(folder: Path, job: dict[str, Any], ranks: int) -> None:
+    """Raise InputError where a rank's folder is another job's, or no job's; nothing is made yet."""
+    other = InputError("local", str(folder), ALLOWED, "remove it, or name another")
+    if (folder / "job.json").exists():
+        found = read_header(folder, "job.json", JOB_FORMAT)
+        if found.get("job") != job:
+            raise other
+        _check_ranks(folder, found.get("ranks"), ranks)
+    elif folder.exists() and any(path.name not in ("lock", "job.json.partial") for path in folder.iterdir()):
+        raise other
+
+
 def open_local(folder: Path, job: dict[str, Any], width: int, ranks: int, stack: contextlib.ExitStack) -> None:
-    """Make a rank's folder, or find it with the same job, and lock it."""
+    """Make a rank's folder, or find it with slices of the same width, and lock it; check_local went before."""
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
     stack.enter_context(_locked(folder / "lock", "local"))
-    header, other = _header(job, width, ranks), InputError("local", str(folder), ALLOWED, "remove it, or name another")
+    header = _header(job, width, ranks)
     if (folder / "job.json").exists():
-        found = read_header(folder, "job.json", JOB_FORMAT)
-        if found.get("job") == job:
-            _check_ranks(folder, found.get("ranks"), ranks)
-        if found != header:
-            raise other
+        if read_header(folder, "job.json", JOB_FORMAT) != header:
+            raise InputError("local", str(folder), ALLOWED, "remove it, or name another")
         return
-    if any(path.name not in ("lock", "job.json.partial") for path in folder.iterdir()):
-        raise other
     replace_file(folder / "job.json", json.dumps(header, indent=1).encode())
 
 
@@ -147,7 +154,8 @@ def check_room(transport: Transport, on_all: Callable, needed: dict[str, tuple[P
     """
 
     def claim(folder: Path, bytes_: int) -> tuple[str, int, int]:
-        held = sum(512 * path.stat().st_blocks for path in folder.iterdir())  # by a run that was killed
+        begun = [path for path in folder.iterdir() if path.suffix in (".bin", ".npy", ".partial")]  # by a killed run
+        held = sum(512 * path.stat().st_blocks for path in begun)
         return platform.node(), os.stat(folder).st_dev, max(0, bytes_ - held)
 
     own = on_all(lambda: {argument: claim(*each) for argument, each in needed.items()})
