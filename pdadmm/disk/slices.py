@@ -224,8 +224,15 @@ class _Writer:
         self.under_way.append(self.pool.submit(self._write, self.file, self.number, self.sums, hop, block, index))
 
     def close(self) -> None:
-        """Finish the file once all of it is written."""
-        self.under_way.append(self.pool.submit(self.files.finish, self.name, self.file, self.sums))
+        """Finish the file once all of it is written; one whose writing failed must not be listed."""
+        writes, name, file, sums = list(self.under_way), self.name, self.file, self.sums
+
+        def finish() -> None:
+            for write in writes:
+                write.result()
+            self.files.finish(name, file, sums)
+
+        self.under_way.append(self.pool.submit(finish))
 
     def wait(self, left: int = 0) -> None:
         """Return once all but the last ``left`` writes are done."""
