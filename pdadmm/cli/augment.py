@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--local", metavar="DIR",
         help="folder on each rank's own disk for its slices; the ranks then send each other rows and columns "
-        "(default: the slices are in --out)",
+        "(default: in the folder of the result)",
     )  # fmt: skip
     own.add_argument("--quiet", action="store_true", help="no progress, no report")
     return parser
