@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_small import cut_small, in_memory, least, request_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpi_launch import NEEDS_MPI, mpiexec
@@ -21,8 +22,8 @@ from pdadmm import PDADMMG, Augmenter, Graph, InputError, csbm, make_splits
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, propagation_matrix, spmm
 from pdadmm.cli import main
 from pdadmm.data.checks import SPLIT_NAMES
-from pdadmm.disk import assemble, blocks, operator, plan, slices
-from pdadmm.disk.augment import ROWS, Request, augment_folder
+from pdadmm.disk import blocks, operator, plan
+from pdadmm.disk.augment import ROWS, augment_folder
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.graph import DiskGraph, write_graph
 from pdadmm.disk.operator import DiskOperator
@@ -44,35 +45,12 @@ def no_flush(monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Blocks of a few rows and entries, no allowance for Python: a tiny graph is cut as a huge one is."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 9)
-    monkeypatch.setattr(slices, "CHUNK_BLOCKS", 2)
-    monkeypatch.setattr(assemble, "SYNC_BLOCKS", 2)
-    monkeypatch.setattr(plan, "WORK_BYTES", 0)
-    for module in (operator, plan):
-        monkeypatch.setattr(module, "BLOCK_ENTRIES", 8)
-        monkeypatch.setattr(module, "STREAM_ENTRIES", 20)
+    cut_small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     return csbm(200, num_features=40, seed=3)
-
-
-def in_memory(graph: Graph, augmenter: Augmenter, rows: str, splits) -> np.ndarray:
-    """What the folder must hold: the plain form of the fast path."""
-    kept = np.concatenate([splits[name] for name in SPLIT_NAMES]) if rows == "labelled" else None
-    return augmenter.fit_transform(graph, None if splits is None else splits["train"], kept)
-
-
-def request_(memory: int = 1 << 30, rows: str = "labelled", split: str | None = None, **parameters) -> Request:
-    return Request(Augmenter(**parameters), rows, split, 1, memory)
-
-
-def least(graph: DiskGraph, request: Request, out: Path) -> int:
-    """The least memory, as the refusal says it."""
-    with pytest.raises(InputError, match="at least") as refused:
-        augment_folder(graph, Request(request.augmenter, request.rows, request.split, 1, 1), out)
-    return int(refused.value.allowed.split()[2])
 
 
 # The same bits

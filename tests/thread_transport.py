@@ -98,7 +98,7 @@ class ThreadTransport:
         return array
 
     def alltoall(self, outgoing, counts, incoming, incoming_counts, kind):
-        parts = self.meeting.exchange(self.rank, outgoing.split(counts))
+        parts = self.meeting.exchange(self.rank, outgoing.clone().split(counts))
         runs = [part[self.rank] for part in parts]
         own = sum(len(run) for peer, run in enumerate(runs) if peer != self.rank) * outgoing.element_size()
         self.ledger.record_sent(kind, (len(outgoing) - counts[self.rank]) * outgoing.element_size())

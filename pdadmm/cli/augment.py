@@ -11,6 +11,7 @@ from pdadmm.augment import Augmenter
 from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags
 from pdadmm.data import load_with_split
 from pdadmm.disk.augment import ROWS, Request, augment_folder
+from pdadmm.disk.exchange import EXCHANGE_KINDS
 from pdadmm.disk.graph import HEADER, DiskGraph, write_graph
 from pdadmm.disk.plan import Plan
 from pdadmm.errors import InputError
@@ -33,11 +34,12 @@ def run(arguments: list[str]) -> int:
     progress = console.StepProgress(transport.rank == 0 and not given.quiet)
     try:
         with graph:
-            plan = augment_folder(graph, request, given.out, transport, progress)
+            plan = augment_folder(graph, request, given.out, transport, progress, given.local)
     finally:
         progress.close()
     traffic = graph.traffic
-    used = transport.allgather((traffic.read, traffic.written, max(0, peak_rss_bytes() - before)))
+    sent = sum(transport.ledger.sent[kind] for kind in EXCHANGE_KINDS)
+    used = transport.allgather((traffic.read, traffic.written, max(0, peak_rss_bytes() - before), sent))
     if transport.rank == 0 and not given.quiet:
         _report(given.out, plan, request.memory, used, time.perf_counter() - began)
     transport.close()
@@ -64,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         help="most memory of each rank beyond what it has at the start, such as 2GiB",
     )  # fmt: skip
     own.add_argument("--out", required=True, metavar="DIR", help="folder of the result; every rank must see it")
+    own.add_argument(
+        "--local", metavar="DIR",
+        help="folder on each rank's own disk for its slices; the ranks then send each other rows and columns "
+        "(default: in the folder of the result)",
+    )  # fmt: skip
     own.add_argument("--quiet", action="store_true", help="no progress, no report")
     return parser
 
@@ -101,7 +108,7 @@ def _make(folder: Path) -> None:
         raise InputError("out", str(folder), "a new or empty folder", "name another")
 
 
-def _report(out: str, plan: Plan | None, memory: int, used: list[tuple[int, int, int]], seconds: float) -> None:
+def _report(out: str, plan: Plan | None, memory: int, used: list[tuple[int, ...]], seconds: float) -> None:
     if plan is None:
         print(f"{out} was finished before")
         return
@@ -109,8 +116,10 @@ def _report(out: str, plan: Plan | None, memory: int, used: list[tuple[int, int,
     print(f"{out}: {x.kept} rows of {x.blocks * x.features} augmented features")
     where = "in memory" if plan.resident else "read from disk for every hop"
     print(f"{plan.slices} slices of {plan.width} columns, adjacency {where}")
-    read, written = (sum(rank[k] for rank in used) for k in range(2))
+    read, written, sent = (sum(rank[k] for rank in used) for k in (0, 1, 3))
     planned = size(plan.read_bytes), size(plan.written_bytes)
     print(f"read {size(read)} (planned {planned[0]}), wrote {size(written)} (planned {planned[1]})")
+    if plan.exchange:
+        print(f"sent {size(sent)} between ranks (planned {size(sum(plan.exchange.values()))})")
     peak = max(rank[2] for rank in used)
     print(f"peak memory {size(peak)} of {size(memory)} allowed, {console.human_seconds(seconds)}")

@@ -12,7 +12,6 @@ import numpy as np
 
 from pdadmm.augment.scaling import Scaler
 from pdadmm.disk.blocks import NewArray, entry_of, forget, raw, read_ahead, read_into
-from pdadmm.disk.manifest import Manifest
 from pdadmm.disk.slices import SliceFiles, damaged
 
 __all__ = ["SlicedRows", "finish_rows", "unit_name", "write_rows"]
@@ -28,36 +27,47 @@ def unit_name(block: int | None = None) -> str:
 class SlicedRows:
     """The augmented features before scaling, read from the slices: for Scaler, an array that is read by ranges of rows.
 
-    All kept rows, or with ``fit`` those that the scaling is learned from. ``rows`` reads a range of one block and,
-    where it is all of it, compares its checksums; ``source[a:b]`` keeps the block it reads, so that rising ranges read
-    each once.
+    All kept rows, or with ``fit`` those that the scaling is learned from; hop after hop the columns of the own slices.
+    ``rows`` reads a range of one block and, once all of it has been read from its start on, compares its checksums;
+    ``source[a:b]`` keeps the block it reads, so that rising ranges read each once.
     """
 
     def __init__(self, files: SliceFiles, fit: bool = False) -> None:
         x = files.plan.shape
         self.files, self.dtype, self.block = files, files.dtype, files.kept_block
         self.stored = x.fit_rows if fit and x.fit_apart else x.kept  # rows of a hop in the files
-        self.shape = (x.fit_rows if fit else x.kept, x.blocks * x.features)
+        self.shape = (x.fit_rows if fit else x.kept, x.blocks * files.own_width)
         self.first_hop = x.blocks if fit and x.fit_apart else 0
-        self._open = [os.open(files.work / f"slice-{s:04d}.bin", os.O_RDONLY) for s in range(files.plan.slices)]
+        self._sums: dict[tuple[int, int, int], int] = {}  # block, slice, hop: of the rows read so far
+        self._open = [os.open(files.work / f"slice-{s:04d}.bin", os.O_RDONLY) for s in files.own]
         self._piece = np.empty(self.block * min(files.plan.width, x.features), self.dtype)
         self._cached, self._cache = -1, np.empty((0, 0), self.dtype)
 
     def rows(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
-        """Fill ``out`` with rows ``start`` to ``stop``, which are of one block, and return it."""
-        x, files = self.files.plan.shape, self.files
-        whole = start % self.block == 0 and stop == min(start + self.block, self.stored)
-        for number, (file, (a, b)) in enumerate(zip(self._open, files.columns)):
-            piece = self._piece[: (stop - start) * (b - a)].reshape(stop - start, b - a)
+        """Fill ``out`` with rows ``start`` to ``stop``, which are of one block, and return it.
+
+        The rows of a block are read in order; reading may begin again at its first.
+        """
+        x, files, columns = self.files.plan.shape, self.files, self.files.columns
+        block, at = start // self.block, 0
+        for number, file in zip(files.own, self._open):
+            w = columns[number][1] - columns[number][0]
+            piece = self._piece[: (stop - start) * w].reshape(stop - start, w)
             name = f"slice-{number:04d}.bin"
             for hop in range(x.blocks):
                 offset = files.hop_offset(number, self.first_hop + hop, start)
                 read_into(file, piece, offset, files.traffic)
                 forget(file, offset, piece.nbytes)
-                sums = files.manifest.done[name][str(self.first_hop + hop)]
-                if whole and zlib.crc32(raw(piece)) != sums[start // self.block]:
-                    raise damaged(files.work / name)
-                out[:, hop * x.features + a : hop * x.features + b] = piece
+                key = block, number, hop
+                before = self._sums.pop(key) if start % self.block else 0
+                self._sums[key] = zlib.crc32(raw(piece), before)
+                if stop == min((block + 1) * self.block, self.stored):
+                    sums = files.manifest.done[name][str(self.first_hop + hop)]
+                    if self._sums.pop(key) != sums[block]:
+                        raise damaged(files.work / name)
+                first = hop * files.own_width + at
+                out[:, first : first + w] = piece
+            at += w
         return out
 
     def __getitem__(self, index: slice) -> np.ndarray:
@@ -115,10 +125,9 @@ def write_rows(files: SliceFiles, scaler: Scaler, path: Path, rank: int, size: i
         source.close()
 
 
-def finish_rows(files: SliceFiles, path: Path) -> dict[str, Any]:
-    """Give the written rows their name and return their entry."""
+def finish_rows(files: SliceFiles, path: Path, done: dict[str, Any]) -> dict[str, Any]:
+    """Give the written rows their name and return their entry; ``done`` are the units that all ranks listed."""
     shape, block = files.result_shape, files.kept_block
     if not path.exists():
         NewArray(path, shape, files.dtype, resume=True).commit()
-    done = Manifest(files.work, 0).done
     return entry_of(shape, files.dtype, block, [done[unit_name(number)] for number in range(-(-shape[0] // block))])

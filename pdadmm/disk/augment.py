@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from pdadmm.augment import WEIGHTINGS, Augmenter, Scaler, hop_weights
 from pdadmm.data.checks import SPLIT_NAMES
-from pdadmm.disk.assemble import SlicedRows, finish_rows, unit_name, write_rows
+from pdadmm.disk.assemble import SlicedRows, finish_rows, write_rows
 from pdadmm.disk.augmented import AUGMENTED_FORMAT, AUGMENTED_HEADER
 from pdadmm.disk.blocks import NewArray, copy_array
 from pdadmm.disk.dataset import splits_of
-from pdadmm.disk.graph import HEADER, DiskGraph, read_header
-from pdadmm.disk.manifest import Manifest, forget_units
+from pdadmm.disk.exchange import Exchange
+from pdadmm.disk.graph import HEADER, DiskGraph
+from pdadmm.disk.jobs import check_local, check_room, disk_errors, forget_local, local_folder, open_job, open_local
+from pdadmm.disk.manifest import Manifest
 from pdadmm.disk.operator import DiskOperator
-from pdadmm.disk.plan import Plan, Shape, make_plan
+from pdadmm.disk.plan import Plan, Shape
 from pdadmm.disk.slices import SliceFiles, chain_slices, split_features
 from pdadmm.errors import InputError
 from pdadmm.files import replace_file
+from pdadmm.parallel.agreement import require_agreement
 from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import LocalTransport, Transport
 
 __all__ = ["ROWS", "Request", "augment_folder"]
 
-JOB_FORMAT = "pdadmm-augment-job-1"
 ROWS = ("labelled", "all")
 Watch = Callable[[str, int, int], None]
+Tell = Callable[[Iterator[int]], None]
+OnAll = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -73,60 +77,132 @@ def augment_folder(
     out: str | os.PathLike,
     transport: Transport | None = None,
     watch: Watch = lambda step, done, total: None,
+    local: str | os.PathLike | None = None,
 ) -> Plan | None:
     """Augment a graph on the disk into the folder ``out``, within ``request.memory``; collective over ranks.
 
     The same call goes on where a killed one ended, and returns None where the work was done before. The result has the
-    bits of Augmenter.fit_transform for every memory limit and number of ranks. All ranks see the folder; a rank takes
-    every R-th slice of columns through all hops, then every R-th stretch of rows. ``watch(step, done, total)`` is told
-    of this rank's bytes. Raises InputError on all ranks for what cannot be used, and for too little memory or disk.
+    bits of Augmenter.fit_transform for every memory limit and number of ranks. All ranks read the graph's folder, or
+    copies of it, and see ``out``; a rank takes every R-th slice of columns through all hops. Slices stay in ``out``,
+    and a rank writes every R-th stretch of rows; or, with ``local``, in rank-RANK in that folder, which no other rank
+    need see: then the ranks send each other columns (pdadmm.disk.exchange), and only as many go on after a kill.
+    ``watch(step, done, total)`` is told of this rank's bytes. Raises InputError on all ranks for what cannot be used,
+    and for too little memory or disk.
     """
     transport, folder, augmenter = transport or LocalTransport(), Path(out), request.augmenter
-    rank, size, work = transport.rank, transport.size, Path(out) / "work"
+    rank, size, job = transport.rank, transport.size, _job(graph, request)
+    require_agreement(transport, {"dataset": job["graph"], "local": "not given" if local is None else "given"})
+    on_all = _on_all(transport, "out", folder)
+    kept, indptr = on_all(lambda: _kept(graph, request)), on_all(graph.indptr)
+    shape = _shape(graph, indptr, augmenter, kept)
 
-    def on_all(step: Callable[[], Any]) -> Any:
-        def run() -> Any:
-            with _disk_errors(folder):
-                return step()
-
-        return together(transport, run)
-
-    def units(step: str, total: int, work: Iterator[int]) -> None:
+    def tell(step: str, total: int, counts: Iterator[int]) -> None:
         done = 0
-        for count in work:
+        for count in counts:
             done += count
             watch(step, done, -(-total // size))
 
-    kept, indptr = on_all(lambda: _kept(graph, request)), on_all(graph.indptr)
-    shape = _shape(graph, indptr, augmenter, kept)
     with contextlib.ExitStack() as stack:
-        plan = on_all(lambda: _open(folder, graph, request, shape, stack) if rank == 0 else None)
-        plan = transport.bcast(plan)
-        if plan is None:
+        steps = _begin(graph, job, shape, request.memory, folder, local, transport, stack)
+        if steps is None:
             return None
-        files = SliceFiles(work, graph, plan, np.dtype(augmenter.dtype), Manifest(work, rank), graph.traffic)
-        on_all(lambda: units("cutting", shape.feature_total, split_features(files, rank, size)))
-        files.manifest = Manifest(work, rank)  # what the other ranks have done
-        on_all(lambda: units("hops", plan.result_bytes, _hops(files, request, kept, indptr, rank, size)))
-        files.manifest = Manifest(work, rank)
+        files, plan = steps.files, steps.files.plan
+        steps.cut(partial(tell, "cutting", shape.feature_total))
+        steps.on_all(lambda: tell("hops", plan.result_bytes, _hops(files, request, kept, indptr, rank, size)))
         scaler = Scaler(augmenter.scaling, shape.blocks)
-        on_all(lambda: _fit(scaler, files) if rank == 0 else None)
+        steps.fit(scaler)
         scaler.shift, scaler.scale = transport.bcast((scaler.shift, scaler.scale))
         path = folder / "features.npy"
         if not transport.bcast(path.exists()):  # else the end of a killed run
             on_all(lambda: NewArray(path, files.result_shape, files.dtype, resume=True).close() if rank == 0 else None)
-            on_all(lambda: units("scaling", plan.result_bytes, write_rows(files, scaler, path, rank, size)))
-        on_all(lambda: _finish(folder, graph, request, scaler, kept, files) if rank == 0 else None)
+            steps.write(scaler, path, partial(tell, "scaling", plan.result_bytes))
+        on_all(lambda: _finish(folder, graph, request, job, scaler, kept, files) if rank == 0 else None)
+        if local is not None:
+            forget_local(files.work, job)
         return plan
 
 
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError("out", str(folder), "a folder on a disk that takes the data", reason) from error
+def _on_all(transport: Transport, argument: str, folder: Path) -> OnAll:
+    """Return what does a step on all ranks, and raises on all what the disk of a folder has against it on any."""
+
+    def on_all(step: Callable[[], Any]) -> Any:
+        def run() -> Any:
+            with disk_errors(argument, folder):
+                return step()
+
+        return together(transport, run)
+
+    return on_all
+
+
+def _begin(
+    graph: DiskGraph,
+    job: dict[str, Any],
+    shape: Shape,
+    memory: int,
+    folder: Path,
+    local: str | os.PathLike | None,
+    transport: Transport,
+    stack: contextlib.ExitStack,
+) -> _Shared | Exchange | None:
+    """Open the folders and return the steps of the job; None where it was finished before."""
+    rank, size, on_all = transport.rank, transport.size, _on_all(transport, "out", folder)
+    ranks, dtype = None if local is None else size, np.dtype(job["parameters"]["dtype"])
+    place = local_folder("" if local is None else local, rank)
+    in_place = _on_all(transport, "local", place)
+    if local is not None and not transport.bcast((folder / AUGMENTED_HEADER).exists()):
+        in_place(lambda: check_local(place, job, size))
+    plan = on_all(lambda: open_job(folder, job, shape, memory, ranks, stack) if rank == 0 else None)
+    plan = transport.bcast(plan)
+    if local is None:
+        if plan is None:
+            return None
+        work, own = folder / "work", range(plan.slices)
+        files = SliceFiles(work, graph, plan, dtype, Manifest(work, rank), graph.traffic, own)
+        return _Shared(files, transport, on_all)
+    if plan is None:
+        forget_local(place, job)
+        return None
+    in_place(lambda: open_local(place, job, plan.width, size, stack))
+    own = range(rank, plan.slices, size)
+    files = SliceFiles(place, graph, plan, dtype, Manifest(place, rank), graph.traffic, own)
+    needed = {"local": (place, files.needed_bytes)} | ({} if rank else {"out": (folder, plan.result_bytes)})
+    check_room(transport, in_place, needed)
+    return Exchange(files, transport, in_place, on_all)
+
+
+class _Shared:
+    """The steps around the hops for slices in a folder that all ranks see; Exchange has them for those in one each."""
+
+    def __init__(self, files: SliceFiles, transport: Transport, on_all: OnAll) -> None:
+        self.files, self.transport, self.on_all = files, transport, on_all
+
+    def cut(self, tell: Tell) -> None:
+        """Cut every R-th chunk of the features."""
+        rank, size = self.transport.rank, self.transport.size
+        self.on_all(lambda: tell(split_features(self.files, rank, size)))
+        self._look()
+
+    def _look(self) -> None:
+        """See what the other ranks have done."""
+        self.files.manifest = Manifest(self.files.work, self.transport.rank)
+
+    def fit(self, scaler: Scaler) -> None:
+        """Learn the scaling on rank 0."""
+        self._look()
+        self.on_all(lambda: None if self.transport.rank else _fit(scaler, self.files))
+
+    def write(self, scaler: Scaler, path: Path, tell: Tell) -> None:
+        """Write every R-th stretch of rows."""
+        rank, size = self.transport.rank, self.transport.size
+        self.on_all(lambda: tell(write_rows(self.files, scaler, path, rank, size)))
+
+
+def _job(graph: DiskGraph, request: Request) -> dict[str, Any]:
+    """What a folder is for: a run goes on in it with the same alone."""
+    digest = hashlib.sha256((graph.folder / HEADER).read_bytes()).hexdigest()
+    job: dict[str, Any] = {"graph": digest, "parameters": dict(vars(request.augmenter))}
+    return job | {"rows": request.rows, "split": request.split, "split_seed": request.split_seed}
 
 
 def _kept(graph: DiskGraph, request: Request) -> Kept:
@@ -166,54 +242,6 @@ def _shape(graph: DiskGraph, indptr: np.ndarray, augmenter: Augmenter, kept: Kep
     )
 
 
-def _open(folder: Path, graph: DiskGraph, request: Request, shape: Shape, stack: contextlib.ExitStack) -> Plan | None:
-    """Make the folder, or find it with the same job unfinished, and lock it; None where the job is finished."""
-    work, parameters = folder / "work", dict(vars(request.augmenter))
-    digest = hashlib.sha256((graph.folder / HEADER).read_bytes()).hexdigest()
-    job: dict[str, Any] = {"graph": digest, "parameters": parameters}
-    job |= {"rows": request.rows, "split": request.split, "split_seed": request.split_seed}
-    other = InputError("out", str(folder), "a new or empty folder, or one that this very command began", "name another")
-    if (folder / AUGMENTED_HEADER).exists():
-        if read_header(folder, AUGMENTED_HEADER, AUGMENTED_FORMAT).get("job") != job:
-            raise other
-        shutil.rmtree(work, ignore_errors=True)
-        return None
-    begun = (work / "job.json").exists()
-    own = (work, folder / "graph")  # the second: what the command line wrote a data set to
-    if not begun and folder.exists() and any(path not in own for path in folder.iterdir()):
-        raise other
-    if begun:
-        stack.enter_context(_locked(work / "lock"))
-        header = read_header(work, "job.json", JOB_FORMAT)
-        if header.get("job") != job or not isinstance(header.get("width"), int):
-            raise other
-        plan = make_plan(shape, request.memory, header["width"])
-        if not (folder / "features.npy.partial").exists() and not (folder / "features.npy").exists():
-            forget_units(work, unit_name())
-        return plan
-    plan = make_plan(shape, request.memory)
-    folder.mkdir(exist_ok=True)
-    work.mkdir(exist_ok=True)
-    stack.enter_context(_locked(work / "lock"))
-    free = shutil.disk_usage(folder).free
-    if free < plan.written_bytes:
-        raise InputError("out", f"{folder} with {free} bytes free", f"on a disk with {plan.written_bytes} bytes free")
-    header = {"format": JOB_FORMAT, "job": job, "width": plan.width, "files": {}}
-    replace_file(work / "job.json", json.dumps(header, indent=1).encode())
-    return plan
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[TextIO]:
-    """Keep a second run out of the folder; the lock goes with the process."""
-    with open(path, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError("out", str(path.parent.parent), "a folder that no other run works in") from None
-        yield file
-
-
 def _hops(
     files: SliceFiles, request: Request, kept: Kept, indptr: np.ndarray, rank: int, size: int
 ) -> Iterator[int]:
@@ -237,17 +265,22 @@ def _fit(scaler: Scaler, files: SliceFiles) -> None:
 
 
 def _finish(
-    folder: Path, graph: DiskGraph, request: Request, scaler: Scaler, kept: Kept, files: SliceFiles
+    folder: Path,
+    graph: DiskGraph,
+    request: Request,
+    job: dict[str, Any],
+    scaler: Scaler,
+    kept: Kept,
+    files: SliceFiles,
 ) -> None:
-    """Write what goes with the features, last of all the JSON: with it the folder is whole. Then remove the slices."""
-    augmenter = Augmenter(**vars(request.augmenter))
+    """Write what goes with the features, last of all the JSON: with it the folder is whole. Then remove the work."""
+    augmenter, work = Augmenter(**vars(request.augmenter)), folder / "work"
     augmenter.num_features_, augmenter.shift_, augmenter.scale_ = graph.num_features, scaler.shift, scaler.scale
     config, arrays = augmenter.state()
     nodes = np.arange(graph.num_nodes) if kept.nodes is None else kept.nodes
     arrays |= {"nodes": nodes, "labels": kept.labels} | (kept.splits or {})
     entries = {name: copy_array(array, folder / f"{name}.npy", files.traffic) for name, array in arrays.items()}
-    entries["features"] = finish_rows(files, folder / "features.npy")
-    work = read_header(files.work, "job.json", JOB_FORMAT)
-    header = {"format": AUGMENTED_FORMAT, "classes": graph.num_classes, "augmenter": config, "job": work["job"]}
+    entries["features"] = finish_rows(files, folder / "features.npy", Manifest(work, 0).done)
+    header = {"format": AUGMENTED_FORMAT, "classes": graph.num_classes, "augmenter": config, "job": job}
     replace_file(folder / AUGMENTED_HEADER, json.dumps(header | {"files": entries}, indent=1).encode() + b"\n")
-    shutil.rmtree(files.work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +109,7 @@ def block_rows(shape: tuple[int, ...], itemsize: int) -> int:
     return max(1, min(shape[0], BLOCK_BYTES // row))
 
 
-def read_ahead(jobs: Iterable[Job], read: Callable[[Job, int], Result]) -> Iterator[Result]:
+def read_ahead(jobs: Iterable[Job], read: Callable[[Job, int], Result]) -> Generator[Result, None, None]:
     """Yield read(job, 0), read(job, 1), read(job, 0), ..: each while the one before it is in use.
 
     The second argument numbers one of two pieces of memory that ``read`` may fill.

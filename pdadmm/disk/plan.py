@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pdadmm.augment.scaling import SCALINGS
 from pdadmm.disk.operator import BLOCK_ENTRIES, STREAM_ENTRIES
@@ -56,12 +56,14 @@ class Plan:
         writes    V F s where there are several slices + 2 H V_keep F s + [fit rows apart] H V_fit F s
 
     Source: the design of this library's augmentation from disk (docs/big-graphs.md); B_A is the adjacency.
+    ``exchange``: what all ranks together send, by kind, where each has a folder to itself (pdadmm.disk.exchange).
     """
 
     shape: Shape
     width: int
     resident: bool
     memory: int
+    exchange: dict[str, int] = field(default_factory=dict)
 
     @property
     def slices(self) -> int:
@@ -71,11 +73,16 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes that a run on one rank reads."""
-        x, scaling = self.shape, SCALINGS[self.shape.scaling]
+        x = self.shape
         features = x.feature_total * (1 if self.slices == 1 else 2)
         columns = x.entries * x.index_bytes * (1 if self.resident else 1 + self.slices * x.hops)
-        passes = scaling.centre + bool(scaling.divide)
-        return features + columns + 8 * (x.nodes + 1) + passes * x.fit_bytes + self.result_bytes
+        return features + columns + 8 * (x.nodes + 1) + self.passes * x.fit_bytes + self.result_bytes
+
+    @property
+    def passes(self) -> int:
+        """How often the scaling goes over the rows that it is learned from."""
+        scaling = SCALINGS[self.shape.scaling]
+        return scaling.centre + bool(scaling.divide)
 
     @property
     def written_bytes(self) -> int:
@@ -101,16 +108,17 @@ def memory_needed(shape: Shape, width: int, resident: bool) -> int:
     return nodes + slices + columns + rows + WORK_BYTES
 
 
-def make_plan(shape: Shape, memory: int, width: int | None = None) -> Plan:
+def make_plan(shape: Shape, memory: int, width: int | None = None, slices: int = 1) -> Plan:
     """Return the plan with the widest slices, the adjacency in memory where it fits beside slices of 64 bytes.
 
-    ``width``: that of a run that is resumed. Raises InputError where ``memory`` is too small, with the least that does.
+    ``width``: that of a run that is resumed; ``slices``: how many at least, as far as they are 64 bytes wide. Raises
+    InputError where ``memory`` is too small, with the least that does.
     """
     if width is not None:
         widths = [width]
     else:  # all slices about alike, so that the last is not a thin one
         most = -(-shape.features // LINE)
-        counts = range(1, most + 1)
+        counts = range(min(slices, most), most + 1)
         widths = sorted({min(shape.features, -(-most // count) * LINE) for count in counts}, reverse=True)
     for resident in (True, False):
         for each in widths:

@@ -31,7 +31,7 @@ from pdadmm.disk.plan import Plan
 from pdadmm.errors import InputError
 from pdadmm.files import flush_folder
 
-__all__ = ["SliceFiles", "chain_slices", "damaged", "split_features"]
+__all__ = ["SliceFiles", "chain_slices", "check_finite", "damaged", "feature_blocks", "split_features"]
 
 CHUNK_BLOCKS = 8  # blocks of rows, each with a checksum in the graph's folder, in one file of the split
 
@@ -42,7 +42,8 @@ class SliceFiles:
 
     ``split-CHUNK.bin`` has some rows of X, slice after slice; ``slice-S.bin`` one slice of the result, hop after hop,
     [blocks, kept, w], and behind it [blocks, fit_rows, w] where these rows are kept apart. ``columns[s]`` is the range
-    of slice s; ``kept_block`` rows share a checksum.
+    of slice s; ``kept_block`` rows share a checksum. ``own`` are the slices that ``work`` has files of: all, or this
+    rank's where every rank has a folder to itself.
     """
 
     work: Path
@@ -51,6 +52,7 @@ class SliceFiles:
     dtype: np.dtype
     manifest: Manifest
     traffic: Traffic
+    own: range
 
     @property
     def columns(self) -> list[tuple[int, int]]:
@@ -74,8 +76,32 @@ class SliceFiles:
         rows = hop * x.kept if hop <= x.blocks else x.blocks * x.kept + (hop - x.blocks) * x.fit_rows
         return (rows + row) * (b - a) * self.dtype.itemsize
 
+    @property
+    def own_width(self) -> int:
+        """How many columns the own slices have."""
+        return sum(b - a for a, b in self.columns[self.own.start : self.own.stop : self.own.step])
+
+    def chunk_offset(self, number: int, first: int, last: int, row: int) -> int:
+        """Return the byte in the split's file of rows ``first`` to ``last`` where a row of slice ``number`` begins."""
+        columns = self.columns
+        before = sum(columns[s][1] - columns[s][0] for s in self.own[: self.own.index(number)])
+        width = columns[number][1] - columns[number][0]
+        return ((last - first) * before + (row - first) * width) * self.graph.features.dtype.itemsize
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of all files of the own slices."""
+        split = 0 if self.plan.slices == 1 else self.plan.shape.nodes * self.own_width * self.plan.shape.feature_bytes
+        return split + sum(map(self.slice_bytes, self.own))
+
+    def chunk_done(self, name: str, first: int, last: int) -> bool:
+        """Whether a file of the split is finished, with these rows of the own slices."""
+        return self.done(name, (last - first) * self.own_width * self.graph.features.dtype.itemsize)
+
     def chunks(self) -> list[tuple[str, int, int]]:
-        """Return (file, first row, last row + 1) of the split."""
+        """Return (file, first row, last row + 1) of the split; no file where one slice holds all columns."""
+        if self.plan.slices == 1:
+            return []
         V, rows = self.graph.num_nodes, CHUNK_BLOCKS * self.graph.header["files"]["features"]["block"]
         return [(f"split-{k:06d}.bin", a, min(a + rows, V)) for k, a in enumerate(range(0, V, rows))]
 
@@ -110,29 +136,25 @@ def damaged(path: Path) -> InputError:
 
 
 def split_features(files: SliceFiles, rank: int, size: int) -> Iterator[int]:
-    """Cut the features into slices of columns, a file for each chunk of rows; yield the bytes of each that is done.
-
-    Where one slice holds all columns there is nothing to cut.
-    """
-    X, entry = files.graph.features, files.graph.header["files"]["features"]
-    for name, first, last in files.chunks()[rank::size] if files.plan.slices > 1 else []:
-        bytes_ = (last - first) * X.row_bytes
-        if not files.done(name, bytes_):
+    """Cut the features into slices of columns, a file for each chunk of rows; yield the bytes of each that is done."""
+    for name, first, last in files.chunks()[rank::size]:
+        if not files.chunk_done(name, first, last):
             file, sums = files.begin(name), [0] * files.plan.slices
-            for start, block in _blocks(files, entry, first, last):
+            for start, block in feature_blocks(files, first, last):
                 for number, (a, b) in enumerate(files.columns):
                     piece = np.ascontiguousarray(block[:, a:b])
-                    _check_finite(piece, start, a, files.dtype)
-                    offset = ((last - first) * a + (start - first) * (b - a)) * X.dtype.itemsize
+                    check_finite(piece, start, a, files.dtype)
+                    offset = files.chunk_offset(number, first, last, start)
                     write_from(file, piece, offset, files.traffic)
                     sums[number] = zlib.crc32(raw(piece), sums[number])
             files.finish(name, file, sums)
-        yield bytes_
+        yield (last - first) * files.graph.features.row_bytes
 
 
-def _blocks(files: SliceFiles, entry: dict[str, Any], first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+def feature_blocks(files: SliceFiles, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) of the blocks of the features from row ``first`` to ``last``, checked."""
-    X, step = files.graph.features, entry["block"]
+    X, entry = files.graph.features, files.graph.header["files"]["features"]
+    step = entry["block"]
     memory = [np.empty((step, X.shape[1]), X.dtype) for _ in range(2)]
 
     def read(start: int, number: int) -> tuple[int, np.ndarray]:
@@ -142,7 +164,8 @@ def _blocks(files: SliceFiles, entry: dict[str, Any], first: int, last: int) -> 
     yield from read_ahead(range(first, last, step), read)
 
 
-def _check_finite(piece: np.ndarray, row: int, column: int, dtype: np.dtype) -> None:
+def check_finite(piece: np.ndarray, row: int, column: int, dtype: np.dtype) -> None:
+    """Raise InputError for a value that is not finite, in rows from ``row`` on and columns from ``column`` on."""
     if not np.isfinite(piece).all():
         i, j = np.argwhere(~np.isfinite(piece))[0]
         value = f"{piece[i, j]} at node {row + i}, column {column + j}"
@@ -201,8 +224,15 @@ class _Writer:
         self.under_way.append(self.pool.submit(self._write, self.file, self.number, self.sums, hop, block, index))
 
     def close(self) -> None:
-        """Finish the file once all of it is written."""
-        self.under_way.append(self.pool.submit(self.files.finish, self.name, self.file, self.sums))
+        """Finish the file once all of it is written; one whose writing failed must not be listed."""
+        writes, name, file, sums = list(self.under_way), self.name, self.file, self.sums
+
+        def finish() -> None:
+            for write in writes:
+                write.result()
+            self.files.finish(name, file, sums)
+
+        self.under_way.append(self.pool.submit(finish))
 
     def wait(self, left: int = 0) -> None:
         """Return once all but the last ``left`` writes are done."""
@@ -263,7 +293,7 @@ def _load(files: SliceFiles, number: int, out: np.ndarray) -> None:
     X, (a, b) = files.graph.features, files.columns[number]
     if files.plan.slices == 1:
         for start, stop, block in checked_blocks(X, files.graph.header["files"]["features"]):
-            _check_finite(block, start, a, files.dtype)
+            check_finite(block, start, a, files.dtype)
             out[start:stop] = block
         return
     step = block_rows((files.graph.num_nodes, b - a), X.dtype.itemsize)
@@ -277,7 +307,7 @@ def _load(files: SliceFiles, number: int, out: np.ndarray) -> None:
     def read(piece: tuple[str, int, int, int, int], which: int) -> np.ndarray:
         name, first, last, start, stop = piece
         found = memory[which][: stop - start]
-        offset = ((last - first) * a + (start - first) * (b - a)) * X.dtype.itemsize
+        offset = files.chunk_offset(number, first, last, start)
         file = os.open(files.work / name, os.O_RDONLY)
         try:
             read_into(file, found, offset, files.traffic)
@@ -290,5 +320,5 @@ def _load(files: SliceFiles, number: int, out: np.ndarray) -> None:
     for (name, first, last, start, stop), found in zip(pieces, read_ahead(pieces, read)):
         out[start:stop] = found
         sums = zlib.crc32(raw(found), sums if start > first else 0)
-        if stop == last and sums != files.manifest.done[name][number]:
+        if stop == last and sums != files.manifest.done[name][files.own.index(number)]:
             raise damaged(files.work / name)

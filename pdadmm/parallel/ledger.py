@@ -12,7 +12,7 @@ PAYLOAD_KINDS = ("p", "q", "moments", "features", "adjoints", "gradients", "bloc
 
 class Ledger:
     """Counts bytes and messages by kind ("p", "q", "moments", "features", "adjoints", "gradients", "blocks",
-    "init", "evaluation", "migration", "control").
+    "init", "evaluation", "migration", "columns", "fit", "rows", "control").
 
     >>> ledger = Ledger()
     >>> ledger.record_sent("p", 400)
