@@ -102,18 +102,23 @@ class PDADMMG(GraphClassifier, ADMMSettings):
             allowed = f"more than the {human_bytes(taken)} that the augmented features took"
             raise InputError("memory", human_bytes(limit.limit), allowed, "or augment to disk first")
         X, problem.X = problem.X, None
-        columns, widths = largest_state(settings, problem)
+        columns, widths = largest_state(settings, problem.nodes, problem.inputs, problem.classes)
         dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products]
         return Storage(folder, limit.limit, X, problem.nodes, widths, columns, dtype, terms)
 
 
-def largest_state(settings: ADMMSettings, problem: Problem) -> tuple[dict[str, int], list[int]]:
-    """Return the state's columns in the stage with the most of them, and the widths of the deepest network."""
+def largest_state(
+    settings: ADMMSettings, nodes: int, inputs: int, classes: int
+) -> tuple[dict[str, int], list[int]]:
+    """Return the state's columns in the stage with the most of them, and the widths of the deepest network.
+
+    ``settings`` are checked ones.
+    """
     assert settings.stages is not None  # checked
     found = []
     for number, depth in enumerate(settings.stages):
-        widths = [problem.inputs, *[settings.hidden] * (depth - 1), problem.classes]
-        stored = [n for n in range(1, depth) if not settings.solves_exactly(max(widths[n : n + 2]), problem.nodes)]
+        widths = [inputs, *[settings.hidden] * (depth - 1), classes]
+        stored = [n for n in range(1, depth) if not settings.solves_exactly(max(widths[n : n + 2]), nodes)]
         found.append(state_columns(widths, stored, ACCELERATIONS[settings.acceleration](number)))
     return max(found, key=lambda columns: sum(columns.values())), widths
 

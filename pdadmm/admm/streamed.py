@@ -83,12 +83,14 @@ class StreamedNetwork:
         if not self.begun:
             self.storage.begin(self.number, self.columns)
             self.begun = True
-        before = self._weights()
+        before, traffic = self._weights(), self.storage.traffic
+        moved = traffic.read + traffic.written
         if self.made != self._premises():
             self._look(before)
         self.trace.mark("update W, b")
         self._update_W_b()
         self._advance(before, self._weights())
+        self.storage.moved.append(traffic.read + traffic.written - moved)
 
     def _weights(self) -> list[Weights]:
         return [Weights(self.first.W, self.first.b, None), *map(Weights.of, self.uppers)]

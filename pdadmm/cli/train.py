@@ -36,7 +36,7 @@ from pdadmm.history import History
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
-from pdadmm.planner.report import predict_run, sentence
+from pdadmm.planner.report import bytes_of_iteration, predict_run, sentence, warm
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> int:
     tell_graph(graph)
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
     trace = Trace() if given.trace else None
+    warm(estimator.checked())
     base = resident_bytes()
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
@@ -72,8 +73,8 @@ def run(arguments: list[str]) -> int:
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
-    streamed = getattr(given, "memory", None) is not None  # from disk: told in its own words, and not foreseen here
-    foreseen = transport.rank == 0 and not streamed
+    streamed = getattr(given, "memory", None) is not None
+    foreseen = transport.rank == 0
     summary["predicted"] = predict_run(estimator.checked(), graph, summary, base) if foreseen else None
     if given.run and transport.rank == 0:
         told = confusion_matrix(estimator, graph) if isinstance(graph, Graph) and not streamed else None
@@ -182,8 +183,7 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
 
 def _compare(summary: dict[str, Any], history: History) -> None:
     """Print predicted beside measured, where there is a model of the solver."""
-    before = history[-2]["bytes"] if len(history) > 1 else 0
-    line = sentence(summary, history[-1]["bytes"] - before)
+    line = sentence(summary, bytes_of_iteration(summary["solver"], history))
     if line is not None:
         print(line)
 

@@ -6,8 +6,10 @@ import itertools
 import logging
 import secrets
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pdadmm.disk.rows import Centred
 from pdadmm.disk.state import BUFFERS, Layout, StateFiles
 from pdadmm.errors import InputError
 
-__all__ = ["Storage", "fixed_bytes", "state_columns"]
+__all__ = ["Blocks", "Storage", "fixed_bytes", "state_columns"]
 
 log = logging.getLogger("pdadmm")
 
@@ -47,6 +49,39 @@ def state_columns(widths: Sequence[int], stored_p: Sequence[int], accelerated: b
         columns |= {f"{name}{layer}": width for name in names}
         columns |= {f"p{layer}": widths[layer]} if layer in stored_p else {}
     return columns
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What blocks of nodes take, in bytes: ``state`` and all, ``each``, for a node, ``fixed`` besides.
+
+    ``rows``: N, the labelled nodes.
+    """
+
+    rows: int
+    state: float
+    each: float
+    fixed: int
+
+    @classmethod
+    def of(
+        cls, rows: int, widths: Sequence[int], columns: dict[str, int], dtype: torch.dtype, terms: int = 0
+    ) -> Blocks:
+        """Return those of a training, whose arguments are Storage's."""
+        size = dtype.itemsize
+        state = Layout(columns, dtype).nbytes(1024) / 1024
+        parts = terms * (2 * widths[0] + 4 * max(widths[1:]) + 4 * widths[-1])
+        work = size * (16 * max(widths[1:]) + 16 * widths[-1] + widths[0] + parts) + 128
+        return cls(rows, state, BUFFERS * state + work, ALLOWANCE + fixed_bytes(rows, widths, size, terms))
+
+    def least(self) -> float:
+        """Return the least memory that will do."""
+        return self.fixed + min(LEAST_BLOCK, self.rows) * self.each
+
+    def nodes(self, memory: int) -> int:
+        """Return B, the nodes of a block under a limit of ``memory`` bytes."""
+        block = int(min((memory - self.fixed) // self.each, LARGEST_BLOCK // self.state, self.rows))
+        return max(min(LEAST_BLOCK, self.rows), block)
 
 
 class Storage:
@@ -76,7 +111,8 @@ class Storage:
         self.current: int | None = None  # the file with the state to go on from; None before a stage's first iteration
         self.saved: int | None = None  # the file that a checkpoint counts on
         self.stage: int | None = None
-        self.block = self._plan(widths, columns, terms)
+        self.moved: list[int] = []  # bytes read and written in each iteration of the stage
+        self.block = self._plan(Blocks.of(self.rows, widths, columns, dtype, terms))
         self.state = StateFiles(folder, nodes, self.block, self.run, self.traffic)
         with self._on_disk():
             self._write_features(X)
@@ -95,26 +131,20 @@ class Storage:
 
     # How large the blocks are
 
-    def _plan(self, widths: Sequence[int], columns: dict[str, int], terms: int) -> int:
+    def _plan(self, blocks: Blocks) -> int:
         """Return B; InputError where the memory or the disk is too small."""
-        size = self.dtype.itemsize
-        state = Layout(columns, self.dtype).nbytes(1024) / 1024
-        parts = terms * (2 * self.inputs + 4 * max(widths[1:]) + 4 * widths[-1])
-        work = size * (16 * max(widths[1:]) + 16 * widths[-1] + self.inputs + parts) + 128
-        each, fixed = BUFFERS * state + work, ALLOWANCE + fixed_bytes(self.rows, widths, size, terms)
-        least = fixed + min(LEAST_BLOCK, self.rows) * each
+        least = blocks.least()
         if self.memory < least:
             allowed = f"at least {-(-int(least) // MIB)}MiB for this network and these nodes"
             raise InputError("memory", f"{self.memory // MIB}MiB", allowed)
-        self.state_bytes = int(state * self.nodes)
-        needed = 2 * self.state_bytes + self.rows * self.inputs * size
+        self.state_bytes = int(blocks.state * self.nodes)
+        needed = 2 * self.state_bytes + self.rows * self.inputs * self.dtype.itemsize
         free = shutil.disk_usage(self.folder).free
         free += sum(path.stat().st_size for path in self.folder.glob("state-?")) + self._old_features()
         if free < needed:
             allowed = f"on a disk with {human_bytes(needed)} free for X and two states; it has {human_bytes(free)}"
             raise InputError("scratch", str(self.folder), allowed)
-        block = int(min((self.memory - fixed) // each, LARGEST_BLOCK // state, self.rows))
-        block = max(min(LEAST_BLOCK, self.rows), block)
+        block = blocks.nodes(self.memory)
         log.info("%s on disk for X and two states, blocks of %d nodes", human_bytes(needed), block)
         return block
 
@@ -154,7 +184,7 @@ class Storage:
             with self._on_disk():
                 self.state.open(Layout(columns, self.dtype), new=True)
             self.stage, self.saved = stage, None
-        self.current = None
+        self.current, self.moved = None, []
 
     def go_on(self, stage: int, columns: dict[str, int], record: dict[str, Any]) -> None:
         """Go on with the stage of a checkpoint; InputError where the files are not what it says."""
@@ -188,7 +218,7 @@ class Storage:
         if write:
             self.current, self.number = target, self.number + 1
 
-    def summary(self) -> dict[str, int]:
+    def summary(self) -> dict[str, int | None]:
         """Return the sizes and the traffic of this process."""
         return {
             "memory_bytes": self.memory,
@@ -196,6 +226,7 @@ class Storage:
             "state_bytes": self.state_bytes,
             "bytes_read": self.traffic.read,
             "bytes_written": self.traffic.written,
+            "disk_bytes_per_iteration": statistics.median_low(self.moved[1:] or self.moved) if self.moved else None,
         }
 
     def remove(self) -> None:

@@ -14,7 +14,7 @@ from pdadmm.baselines.shards import run_of
 from pdadmm.gist.groups import Groups, Matrix, columns_of, matrices
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["Homes"]
+__all__ = ["Homes", "round_bytes"]
 
 ROWS = 64  # hidden dimensions that share a draw of their start weights
 
@@ -175,14 +175,30 @@ class Homes:
         return self.parts * self.output.numel() * (self.transport.size - 1) * self.dtype.itemsize
 
     def round_bytes(self) -> float:
-        """Return what all ranks together send in a round on average over the draws of groups.
+        """Return what all ranks together send in a round on average over the draws of groups."""
+        return round_bytes(self.matrices, self.widths[-1], self.hosts, self.dtype.itemsize)
 
-        Of each matrix a worker trains 1/m of the rows and, where it is cut there, 1/m of the columns, and the biases.
-        A number's home is on the worker's rank with probability sum (homes of the rank / m)^2.
-        """
-        m, numbers = self.parts, 0.0
-        for matrix in self.matrices:
-            columns = matrix.shape[1] if matrix.columns is None else (matrix.shape[1] - 1) / m + 1
-            numbers += matrix.planes * matrix.shape[0] / m * columns
-        moving = 1.0 - sum((len(host) / m) ** 2 for host in self.hosts)
-        return 2 * m * numbers * moving * self.dtype.itemsize + self.output_bytes()
+
+def round_bytes(matrices: Sequence[Matrix], classes: int, hosts: Sequence[range], itemsize: int) -> float:
+    """Return what all ranks together send in a round on average over the draws of groups; ``hosts``: each one's homes.
+
+    A worker's group has g of a matrix's d rows, of which a home with h rows has h g / d on average; a matrix that is
+    cut there has the columns of the group in the layer before, and the bias. What has its home on the worker's rank
+    stays; the output's bias and its moments go to all ranks.
+    """
+    m, numbers = sum(map(len, hosts)), 0.0
+    for k, matrix in enumerate(matrices):
+        d, columns = matrix.shape
+        for host in hosts:
+            elsewhere = sum(len(run_of(d, home, m)) for home in range(m) if home not in host)
+            for worker in host:
+                wide = columns
+                if matrix.columns is not None:
+                    wide = matrix.copies * _dealt(matrices[k - 1].shape[0], worker, m) + 1
+                numbers += matrix.planes * elsewhere / d * _dealt(d, worker, m) * wide
+    return (2 * numbers + m * 3 * classes * (len(hosts) - 1)) * itemsize
+
+
+def _dealt(dimensions: int, worker: int, parts: int) -> int:
+    """Return how many of a layer's dimensions ``pdadmm.gist.groups.deal_groups`` deals to a worker."""
+    return dimensions // parts + (worker < dimensions % parts)

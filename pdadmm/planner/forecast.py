@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pdadmm.parallel.rank_grid import RankGrid, grids_of
+from pdadmm.planner.disk import block_nodes, block_plan, disk_bytes, from_disk, pass_memory, pass_seconds
 from pdadmm.planner.gnn import GNNJob, epoch_bytes, epoch_memory, epoch_seconds
 from pdadmm.planner.job import Job
 from pdadmm.planner.machine import Machine
 from pdadmm.planner.memory import peak
-from pdadmm.planner.seconds import layer_seconds
 from pdadmm.planner.simulate import Conditions, Link, simulate
-from pdadmm.planner.traffic import disk_bytes, iteration_bytes
+from pdadmm.planner.traffic import iteration_bytes
 
 __all__ = ["Forecast", "Setting", "forecast_gnn", "forecast_grid", "forecast_streamed", "forecasts"]
-
-BLOCKS = 3  # blocks of nodes in memory: one being read, one computed on, one being written
-LEAST_BLOCK = 1024  # nodes of a block: fewer waste the products
 
 
 @dataclass(frozen=True)
@@ -65,24 +62,17 @@ def forecast_grid(job: Job, grid: RankGrid, setting: Setting, iterations: int = 
 
 
 def forecast_streamed(job: Job, setting: Setting) -> Forecast:
-    """Return the forecast of one process that streams its state from disk in blocks of nodes.
+    """Return the forecast of one process that streams its state, and X, from disk in blocks of nodes.
 
-    Work on a block hides the disk or the other way round, whichever is slower; the least memory is that of
-    blocks of 1,024 nodes.
+    The blocks are those that the solver takes under the limit of memory.
     """
-    machine, s = setting.machine, job.itemsize
-    n_0 = job.widths[0]
-    row = s * (n_0 + 4 * sum(job.widths[1:]))
-    fixed = 3 * s * n_0 * n_0 * (job.first.name == "gram") + 3 * s * job.weights()
-    block = min(job.nodes, LEAST_BLOCK)
-    if setting.memory is not None:
-        block = min(job.nodes, max(block, int((setting.memory - machine.process - fixed) / (BLOCKS * row))))
-    memory = machine.process + fixed + BLOCKS * row * block
-    work = sum(layer_seconds(job, layer, job.nodes, machine).total for layer in range(job.layers))
-    disk = disk_bytes(job)
-    written = disk - s * job.nodes * n_0
-    seconds = max(work * machine.crowded(1), (disk - written / 2) / machine.read + written / 2 / machine.write)
-    return Forecast("out-of-core", 1, memory, "iteration", 0, seconds, _fits(memory, setting), disk)
+    job, machine = from_disk(job), setting.machine
+    limit = None if setting.memory is None else int(setting.memory - machine.process)
+    block = block_nodes(job, limit)
+    memory = machine.process + pass_memory(job, block, in_memory=False)
+    fits = limit is None or (limit >= block_plan(job).least() and _fits(memory, setting))
+    seconds = pass_seconds(job, block, machine)
+    return Forecast("out-of-core", 1, memory, "iteration", 0, seconds, fits, disk_bytes(job, block))
 
 
 def forecast_gnn(job: GNNJob, setting: Setting, mixed: bool) -> Forecast:
@@ -104,6 +94,6 @@ def forecasts(job: Job, gnn: GNNJob, setting: Setting) -> list[Forecast]:
     """Return a forecast of every grid of the ranks, of one process from disk, and of a GCN's two placements."""
     grids = grids_of(setting.ranks, job.layers, job.nodes)
     found = [forecast_grid(job, grid, setting) for grid in grids]
-    if job.first.name != "kernel":  # all rows of the kernel's inverse are needed at once
+    if job.first_layer != "kernel":  # all rows of the kernel's inverse are needed at once
         found.append(forecast_streamed(job, setting))
     return [*found, forecast_gnn(gnn, setting, mixed=False), forecast_gnn(gnn, setting, mixed=True)]

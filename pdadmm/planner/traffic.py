@@ -1,4 +1,4 @@
-"""Bytes of an iteration of pdADMM-G: messages between layer groups, sums over node shards, what a disk carries."""
+"""Bytes of an iteration of pdADMM-G: messages between layer groups, sums over node shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pdadmm.parallel.placement import run_of
 from pdadmm.parallel.rank_grid import RankGrid
 from pdadmm.planner.job import Job, placement
 
-__all__ = ["disk_bytes", "iteration_bytes", "sums_of_layer"]
+__all__ = ["iteration_bytes", "sums_of_layer"]
 
 
 def sums_of_layer(job: Job, layer: int) -> list[int]:
@@ -46,12 +46,3 @@ def iteration_bytes(job: Job, grid: RankGrid) -> int:
         sums += sides * N * ring_bytes(2 * 8 * N, N)
     return messages + sums
 
-
-def disk_bytes(job: Job) -> int:
-    """Return the bytes that an iteration reads and writes when the state is streamed from disk.
-
-    p, q, u and z of every layer are read and written once, X is read.
-    """
-    V, s = job.nodes, job.itemsize
-    hidden = sum(job.widths[1:-1])
-    return s * V * (2 * (4 * hidden + job.widths[-1]) + job.widths[0])

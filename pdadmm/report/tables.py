@@ -145,10 +145,13 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
     told = summary.get("predicted")
     if not isinstance(told, dict):
         return '<p class="missing">The summary has no prediction: the planner has no model of this solver.</p>'
-    names = ("seconds_per_iteration", "bytes_per_iteration", "peak_rss_bytes")
+    names = ["seconds_per_iteration", "bytes_per_iteration", "peak_rss_bytes"]
+    if "disk_bytes_per_iteration" in told:
+        names.append("disk_bytes_per_iteration")
     measured = dict(zip(names, numbers(summary, *names)))
-    measured["bytes_per_iteration"] = _bytes_of_last(history)
+    measured["bytes_per_iteration"] = _bytes_of_iteration(summary, history)
     words = {"seconds_per_iteration": "an iteration", "bytes_per_iteration": "messages of an iteration"}
+    words["disk_bytes_per_iteration"] = "read and written in an iteration"
     rows = []
     for name, value in zip(names, numbers(told, *names)):
         show, found = seconds if name.startswith("seconds") else size, measured[name]
@@ -161,11 +164,13 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
     return text
 
 
-def _bytes_of_last(history: History) -> float | None:
-    """Return what all ranks sent in the last iteration of the history."""
+def _bytes_of_iteration(summary: Mapping[str, Any], history: History) -> float | None:
+    """Return what all ranks sent in the last iteration of the history; of GIST, whose rounds span several, the mean."""
     found = [numbers(row, "bytes")[0] for row in history[-2:]]
     if not found or found[-1] is None or found[0] is None:
         return None
+    if summary.get("solver") == "gist":
+        return found[-1] / len(history)
     return found[-1] - found[0] if len(found) == 2 else found[0]
 
 

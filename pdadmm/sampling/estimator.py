@@ -191,7 +191,8 @@ def cluster_sampler(
         problem.graph, settings.architecture, settings.dtype, settings.layers, clusters,
         settings.clusters_per_batch, batches, settings.seed,
     )  # fmt: skip
-    return sampler, made(transport, partition=cut - began, precompute=time.perf_counter() - cut)
+    told = {"clusters": len(sampler.members)}  # those with nodes
+    return sampler, told | made(transport, partition=cut - began, precompute=time.perf_counter() - cut)
 
 
 def made(transport: Transport, partition: float = 0.0, precompute: float = 0.0) -> dict[str, float]:
