@@ -1,4 +1,4 @@
-"""Bytes, memory and seconds of an epoch of GIST (docs/plan.md)."""
+"""Bytes and memory of an epoch of GIST (docs/plan.md)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from pdadmm.baselines.shards import run_of
 from pdadmm.gist.groups import matrices
 from pdadmm.gist.homes import round_bytes
-from pdadmm.planner.machine import Machine
-from pdadmm.planner.sampled import SampledJob, batch_memory, batch_seconds, draw_seconds, epoch_memory
-from pdadmm.planner.simulate import Link
+from pdadmm.planner.sampled import SampledJob, batch_memory, epoch_memory
 
-__all__ = ["GISTJob", "gist_bytes", "gist_memory", "gist_seconds"]
-
-ADAM = 20  # passes over a block in a step of pdadmm.gist.adam
+__all__ = ["GISTJob", "gist_bytes", "gist_memory"]
 
 
 @dataclass(frozen=True)
@@ -66,16 +62,3 @@ def gist_memory(job: GISTJob, ranks: int) -> float:
     first = 0 if job.wide.sparse else n_0 * (2 + copies * (copies > 1))
     slices = s * V * (max(first + own * hidden, (3 * own if deep else own + 1) * hidden) + 2 * job.parts * copies * C)
     return epoch_memory(narrow, max(batch_memory(narrow), slices), evaluation=0.0) + kept
-
-
-def gist_seconds(job: GISTJob, ranks: int, machine: Machine, link: Link, crowd: int) -> float:
-    """Return the seconds of an epoch, ``crowd`` ranks on each host: steps of a rank's workers in turn, and rounds."""
-    own, narrow, s = len(job.hosts(ranks)[0]), job.narrow(), job.wide.itemsize
-    _, block = job.numbers()
-    worker = batch_seconds(narrow, machine) + machine.seconds_sweep(ADAM, s * block / 3) + 60 * machine.overhead
-    step = draw_seconds(narrow, machine) + own * worker
-    rounds = job.wide.steps / job.local_steps
-    moved = 2 * machine.seconds_sweep(8, s * own * block)
-    sent = gist_bytes(job, ranks) / max(1e-9, rounds) / ranks
-    message = 2 * (ranks - 1) * link.latency + sent / link.bandwidth if ranks > 1 else 0.0
-    return (job.wide.steps * step + rounds * moved) * machine.crowded(crowd) + rounds * message

@@ -169,10 +169,7 @@ def sampled_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: S
         share = len(run_of(size, 0, ranks))
         pieces = sampled.neighbour_pieces(graph.adjacency, train, settings.fanouts, share, diagonal)
     job = _sampled_job(settings, graph, steps, pieces, own)
-    seconds = None
-    if setting is not None:
-        seconds = sampled.epoch_seconds(job, ranks, setting.machine, setting.link, setting.per_host)
-    return Told(sampled.epoch_bytes(job, ranks), sampled.epoch_memory(job), seconds)
+    return Told(sampled.epoch_bytes(job, ranks), sampled.epoch_memory(job), None)  # drawing has no model of its time
 
 
 def gist_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Setting | None) -> Told:
@@ -181,7 +178,4 @@ def gist_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Sett
     steps, pieces = _clustered(settings, graph, summary["clusters"], 1)
     parts = settings.parts or min(ranks, settings.hidden)
     job = gist.GISTJob(_sampled_job(settings, graph, steps, pieces), settings.architecture, parts, settings.local_steps)
-    seconds = None
-    if setting is not None:
-        seconds = gist.gist_seconds(job, ranks, setting.machine, setting.link, setting.per_host)
-    return Told(gist.gist_bytes(job, ranks), gist.gist_memory(job, ranks), seconds)
+    return Told(gist.gist_bytes(job, ranks), gist.gist_memory(job, ranks), None)

@@ -1,9 +1,8 @@
-"""Bytes, memory and seconds of an epoch of sample-based training (docs/plan.md), from expected sizes of its batches."""
+"""Bytes and memory of an epoch of sample-based training (docs/plan.md), from expected sizes of its batches."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,33 +10,24 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.parallel.ledger import ring_bytes
-from pdadmm.planner.machine import Machine
-from pdadmm.planner.simulate import Link
 
 __all__ = [
-    "Piece", "SampledJob", "batch_memory", "batch_seconds", "cluster_pieces", "epoch_bytes", "epoch_memory",
-    "epoch_seconds", "neighbour_pieces", "walk_pieces", "whole_memory", "whole_pieces",
+    "Piece", "SampledJob", "batch_memory", "cluster_pieces", "epoch_bytes", "epoch_memory", "neighbour_pieces",
+    "walk_pieces", "whole_memory", "whole_pieces",
 ]  # fmt: skip
 
 INDEX = 4  # bytes of a column number of S
-LOOKED = 40  # passes over 8-byte numbers for each entry of S that a sampler looks at
-RANKED = 120  # and for each that it ranks by its draw
-TRANSPOSED = 16  # columns of a sparse product that take as long as its transpose; that of all nodes is kept
 ENTRY_BYTES, ENTRIES = 80, 1 << 18  # of an entry while it is looked at, and how many are at a time
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a layer of a batch has, as expected: rows of S, its columns, its entries, and those that were looked at.
-
-    ``ranked``: entries of rows with more neighbours than the fanout.
-    """
+    """What a layer of a batch has, as expected: rows of S, its columns, its entries, and those that were looked at."""
 
     targets: float
     sources: float
     entries: float
     looked: float = 0.0
-    ranked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +90,7 @@ def neighbour_pieces(
         sources = 1.0 - (1.0 - there) * np.exp(missed)
         looked, targets = float(there @ degree), float(there.sum())
         entries = float(there @ drawn) + diagonal * targets
-        ranked = float(there @ (degree * (degree > fanout)))
-        found.insert(0, Piece(targets, float(sources.sum()), entries, looked, ranked))
+        found.insert(0, Piece(targets, float(sources.sum()), entries, looked))
         there = sources
     return found
 
@@ -145,7 +134,7 @@ def walk_pieces(
     return [Piece(own, own, entries, looked), *[Piece(own, own, entries)] * (layers - 1)]
 
 
-# Bytes, memory, seconds
+# Bytes, memory
 
 
 def epoch_bytes(job: SampledJob, ranks: int) -> int:
@@ -196,46 +185,3 @@ def epoch_memory(job: SampledJob, batch: float | None = None, evaluation: float 
     held = S + X + 16 * V + 6 * s * job.weights()
     most = max(batch_memory(job) if batch is None else batch, whole_memory(job) if evaluation is None else evaluation)
     return max(S + 3 * s * V * job.widths[0], S + 28 * job.nonzeros, held + most)  # as features are scaled, S is made
-
-
-def batch_seconds(job: SampledJob, machine: Machine) -> float:
-    """Return the seconds of the way through a batch and back."""
-    s, work, turned = job.itemsize, 0.0, any(piece.looked for piece in job.pieces)
-    for number, ((m, n, before), piece) in enumerate(zip(job.layers(), job.pieces)):
-        T, N = piece.targets, piece.sources
-        ways = 2 if number == 0 else 3  # nobody asks for the gradient of the features
-        given = N * job.filled if number == 0 else N * m
-        if number == 0 and job.sparse:
-            work += 2 * job.copies * machine.sparse * given * n + TRANSPOSED * machine.sparse * given
-        else:
-            work += machine.seconds_sweep(2, s * N * m) if number == 0 else 0.0
-            rows, wide = (T, job.copies * m) if before else (N, m)
-            work += ways * (1 if before else job.copies) * machine.seconds_product(math.ceil(rows), wide, n)
-        if job.dropout:
-            work += machine.mask * given + machine.seconds_sweep(5, s * given)
-        applied = (1 if number == 0 else 2) * m if before else 2 * n
-        work += machine.sparse * piece.entries * (applied + (TRANSPOSED if turned and (number or not before) else 0))
-        work += machine.seconds_sweep(6 if before else 10, s * T * n)
-        work += machine.seconds_sweep(4, s * T * m * job.copies) if before else machine.seconds_sweep(3, s * N * n)
-    return work
-
-
-def draw_seconds(job: SampledJob, machine: Machine) -> float:
-    """Return the seconds of drawing a batch."""
-    found = 0.0
-    for piece in job.pieces:
-        if piece.looked:
-            found += 40 * machine.overhead + machine.seconds_sweep(LOOKED, 8 * piece.looked)
-        if piece.ranked:
-            found += machine.seconds_sweep(RANKED, 8 * piece.ranked)
-    return found
-
-
-def epoch_seconds(job: SampledJob, ranks: int, machine: Machine, link: Link, crowd: int) -> float:
-    """Return the seconds of an epoch, ``crowd`` ranks on each host: drawing, the batches, Adam, sums of gradients."""
-    s = job.itemsize
-    step = job.batches * (draw_seconds(job, machine) + batch_seconds(job, machine))
-    for m, n in itertools.pairwise(job.widths):
-        step += machine.seconds_sweep(12, s * job.copies * m * n) + machine.seconds_sweep(12, s * n)
-    summed = link.ring(s * (job.weights() + 2), ranks) if ranks > 1 else 0.0
-    return job.steps * (step * machine.crowded(crowd) + summed)
