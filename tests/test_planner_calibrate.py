@@ -16,7 +16,7 @@ from pdadmm.planner.machine import host_facts, known_machine, load_machine
 
 @pytest.fixture
 def quick(monkeypatch):
-    """One call of each piece of work, and ranks that answer without being started."""
+    """One call of each piece of work in one round, and ranks that answer without being started."""
 
     def once(run, budget=0.0):
         began = time.thread_time()
@@ -24,6 +24,7 @@ def quick(monkeypatch):
         return max(1e-9, time.thread_time() - began)
 
     monkeypatch.setattr(module, "median_seconds", once)
+    monkeypatch.setattr(module, "ROUNDS", 1)
     monkeypatch.setattr(module, "starter", lambda: "mpiexec")
     told = {"work": 1.0, "latency": 1e-5, "large": 1e-3}
     monkeypatch.setattr(module, "launched", lambda ranks, folder: {**told, "work": float(ranks)})
