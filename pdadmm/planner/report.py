@@ -34,7 +34,7 @@ def predict_run(
     machine, ranks = known_machine(machine_folder()), summary["ranks"]
     setting = None if machine is None else _setting(machine, ranks)
     if isinstance(settings, ADMMSettings):
-        if settings.products != "full":  # the model knows the products of the state's format
+        if settings.products != "full" or summary["device"] != "cpu":  # the model knows neither
             return None
         job, told = job_of_run(settings, graph), None
         grid = _grid(settings, job, ranks)
