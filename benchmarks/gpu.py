@@ -1,9 +1,14 @@
-"""Speed of the CUDA kernels: against a copy of the same bytes, and S X against cuSPARSE.
+"""Speed on a GPU: kernels against a copy of the same bytes, S X against cuSPARSE, an iteration against its products.
 
-    python benchmarks/gpu.py --repeat 9 --json gpu.json          (needs 16 GB of GPU memory)
+    python benchmarks/gpu.py --repeat 9 --json gpu.json      (needs 16 GB of GPU memory; 120 GB for the iteration)
+    python benchmarks/gpu.py --layers 5                      (an iteration in 70 GB)
 
+The iteration is that of a network of ``--layers`` of ``--width`` on ``--nodes``, in plain float32. Its limit are the
+products, inverses and solves alone, on arrays of the same shapes, and the traffic: every state array (p, z, q, u, r of
+each layer) read and written once, at the time of a copy.
 GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
-Times are those of CUDA events around one call. Every result is compared with plain torch before it is timed.
+Times are those of CUDA events around one call. Every kernel's result is compared with plain torch before it is timed;
+the iteration's are compared in tests/test_device_gpu.py.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import statistics
 import sys
 
 import torch
+from iteration import products as products_alone
+from shared import full_network, random_problem
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import softmax_newton
@@ -172,10 +179,41 @@ def products(table: Table, name: str, V: int, E: int, w: int, power: float) -> N
               traffic / 2, unit)  # fmt: skip
 
 
+def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: int = 10) -> None:
+    """An iteration of the whole network on the device, beside its products and its traffic."""
+    needed, (free, _) = 4.0 * V * (n * (5 * layers + 8) + inputs), torch.cuda.mem_get_info()
+    if needed > free:
+        told = f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: --layers N has fewer"
+        print(f"| iteration, {layers} layers of {n}: {told} | | | | |")
+        return
+    problem = random_problem(V, inputs, classes)
+    solver, network = full_network(problem, layers, n, device="cuda")
+    with torch.device("cuda"):
+        alone = products_alone(problem, solver.first, layers, n)
+        source, target = torch.ones(V, n), torch.empty(V, n)
+    arrays = 5 * (layers - 1)
+
+    def traffic() -> None:
+        for _ in range(arrays):
+            target.copy_(source)
+
+    name = f"{layers} layers of {n}"
+    flops = 2.0 * V * n * (n * (5 * (layers - 2) + 2) + 3 * classes + 2 * inputs)
+    whole = table.add(f"iteration, {name}", network.iterate, flops / 1e3, "TFLOP/s of products")
+    limit = [
+        table.add(f"its products, inverses and solves, {name}", alone, flops / 1e3, "TFLOP/s of products"),
+        table.add(f"its traffic, {arrays} arrays", traffic, 8.0 * V * n * arrays),
+    ]
+    table.add(f"objective and residuals, {name}", network.terms, 4.0 * V * n * arrays)
+    print(f"\niteration / (products + traffic): {whole / sum(limit):.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=10, help="of the network that iterates")
+    parser.add_argument("--inputs", type=int, default=512, help="columns of its X")
     parser.add_argument("--graph-nodes", type=int, default=1_000_000)
     parser.add_argument("--edges", type=int, default=16_000_000)
     parser.add_argument("--columns", type=int, default=128)
@@ -202,6 +240,7 @@ def main() -> None:
         messages(table, args.nodes, args.width, bits)
     products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
     products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
+    iteration(table, args.nodes, args.width, args.layers, args.inputs)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"about": about, "rows": table.rows}, file, indent=1)

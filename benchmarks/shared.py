@@ -41,12 +41,13 @@ def full_network(
     warm: int = 3,
     grid: str = "auto",
     products: str = "full",
+    device: str = "cpu",
 ) -> tuple[ADMMSolver, Network]:
     """Return a network of full depth, grown as by default after ``warm`` iterations a stage, and its solver.
 
-    ``grid`` places it on the ranks of ``transport``; ``products`` is their number format.
+    ``grid`` places it on the ranks of ``transport``; ``products`` is their number format, ``device`` where arrays live.
     """
-    settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid, products=products).checked()
+    settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid, products=products, device=device).checked()
     solver = ADMMSolver(problem, settings, transport or LocalTransport())
     placement: list[range] = []
     for number, depth in enumerate(settings.stages):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,15 +29,20 @@ __all__ = [
 
 
 class Clock:
-    """Counts the seconds of training alone: it runs only between ``start`` and ``stop``."""
+    """Counts the seconds of training alone: it runs only between ``start`` and ``stop``.
 
-    def __init__(self) -> None:
-        self.seconds, self._since = 0.0, 0.0
+    ``wait`` returns once the work is done that a device was given.
+    """
+
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
+        self.seconds, self._since, self.wait = 0.0, 0.0, wait
 
     def start(self) -> None:
+        self.wait()
         self._since = time.perf_counter()
 
     def stop(self) -> None:
+        self.wait()
         self.seconds += time.perf_counter() - self._since
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Trace:
     """
 
     def __init__(self) -> None:
+        self.wait: Callable[[], None] = lambda: None  # for a device: its work would show under later names
         self._clear()
 
     def _clear(self) -> None:
@@ -43,6 +45,7 @@ class Trace:
 
     def mark(self, name: str, layer: int | None = None) -> None:
         """Begin a span: ``name`` says what this rank does from now on, ``layer`` (from 1) for which layer."""
+        self.wait()
         now = time.perf_counter()
         if self.name is not None and len(self.spans) < LONGEST:
             self.spans.append((self.name, self.layer, self.iteration, self.since - self.origin, now - self.since))

@@ -17,10 +17,10 @@ from pdadmm.admm.channel import (
     MESSAGES_BETWEEN_DIGESTS,
     SHAPE,
     Channel,
-    behind_header,
 )
 from pdadmm.admm.link import Link
 from pdadmm.admm.network import Network
+from pdadmm.admm.packet import behind_header
 from pdadmm.admm.updates import update_p_constrained_
 from pdadmm.parallel.envelope import CHECKSUMS
 from pdadmm.parallel.ledger import Ledger

@@ -443,7 +443,7 @@ def test_the_time_limit_gives_each_stage_its_share(graph):
 class TickingClock:
     """A clock on which whatever is timed takes one second."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait) -> None:
         self.seconds = 0.0
 
     def start(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import pdadmm
 from pdadmm import History, csbm, load_model
@@ -447,6 +448,13 @@ def test_too_many_hops_are_refused_before_memory_is_taken(refused):
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 71 bytes. Error code 12"),
             "memory = 71 bytes in one piece: must be within",
+        ),
+        (
+            torch.cuda.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 1 has a total capacity of 79.11 GiB of which "
+                "5.25 GiB is free. Including non-PyTorch memory, this process has 73.80 GiB memory in use."
+            ),
+            "memory = 20.00 GiB in one piece: must be within what GPU 1 has, 5.25 GiB free of 79.11 GiB; a smaller",
         ),
     ],
 )

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
+import torch
 from cuda_emulator import Emulator, cases
+from stand_in_device import DEVICE, DeviceTensor
+from test_device import CPU, assert_near, train
+from test_grid import make_problem
 
-from pdadmm.kernels import gpu_launch
+from pdadmm import Quantizer
+from pdadmm.admm import solver
+from pdadmm.kernels import gpu, gpu_launch, updates
 
+SMALL_RUN = {"acceleration": "none", "iterations": 2}
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the kernels for the CPU")
 
 
@@ -38,6 +46,39 @@ def test_every_kernel_ran(emulated, name):
     assert not missing
 
 
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({"form": "gradient", "dtype": "float32"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
+        ({"quantizer": Quantizer(bits=4)}, {"update_u", "codec_range", "codec_fit", "codec_encode"}),
+        ({"quantizer": Quantizer(bits=1), "grid": "2x1"}, {"update_u", "codec_sums", "codec_encode", "codec_decode"}),
+    ],
+)
+def test_training_with_the_kernels_finds_the_numbers_of_plain_torch(emulated, monkeypatch, options, kernels):
+    """The stand-in's arrays, on which the solver starts these kernels by itself."""
+    turn = threading.Lock()  # ranks are threads, and the emulator runs one kernel at a time
+
+    def launch(*args) -> None:
+        with turn:
+            emulated.launch(*args)
+
+    monkeypatch.setattr(gpu_launch, "launch", launch)
+    monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
+    monkeypatch.setattr(gpu, "available", lambda: True)
+    monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
+    monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
+    monkeypatch.setattr(updates, "_functions", {})
+    problem = make_problem(3, 17, 6, 5, 3, getattr(torch, options.get("dtype", "float64")))
+    results, before = [], len(emulated.launched)
+    for device in ("cpu", "cuda"):
+        results.append(train(problem, device, **SMALL_RUN | options))
+        assert (len(emulated.launched) > before) == (device == "cuda")
+    names = emulated.launched[before:]
+    assert all(any(name.startswith(kernel) for name in names) for kernel in kernels), set(names)
+    assert_near(*results, tolerance=1e-3 if "dtype" in options else 1e-9)
+
+
 MISUSES = """
 #include "cuda_emulator.h"
 KERNEL(split_barrier, long long n) { if (threadIdx.x < n) __syncthreads(); else __any_sync(~0u, 1); }
@@ -51,8 +92,6 @@ KERNEL(missing_barrier, float *x) {
 
 
 def test_the_emulator_notices_misuse(tmp_path, monkeypatch):
-    import torch
-
     monkeypatch.setattr(gpu_launch, "source", lambda name: MISUSES)
     monkeypatch.setattr(gpu_launch, "SOURCES", ("misuses",))
     emulator, device = Emulator(tmp_path), torch.device("cpu")

@@ -27,12 +27,13 @@ from pdadmm.parallel.launch import (
     together,
 )
 from pdadmm.parallel.ledger import PAYLOAD_KINDS, Ledger
-from pdadmm.parallel.transport import LocalTransport
+from pdadmm.parallel.transport import LocalTransport, alone
 
 VARIABLES = (
     "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_NTASKS",
     "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMP_NUM_THREADS", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE",
-    "MPIR_CVAR_ENABLE_HEAVY_YIELD", "OMPI_MCA_mpi_yield_when_idle",
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD", "OMPI_MCA_mpi_yield_when_idle", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK",
+    "SLURM_LOCALID",
 )  # fmt: skip
 
 
@@ -186,6 +187,25 @@ def test_alone(environment):
 def test_launchers(environment, variables, size, rank, local):
     environment(**variables)
     assert (launched_size(), launched_rank(), local_ranks()) == (size, rank, local)
+
+
+@pytest.mark.parametrize(
+    ("variables", "number"),
+    [
+        ({}, -1),
+        ({"MPI_LOCALRANKID": "3"}, 3),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "0"}, 0),
+        ({"SLURM_LOCALID": "2", "MPI_LOCALRANKID": ""}, 2),
+    ],
+)
+def test_the_number_among_the_ranks_of_a_host(environment, variables, number):
+    environment(**variables)
+    assert launch.local_rank() == number
+
+
+def test_a_part_of_a_run_keeps_its_place_on_the_host():
+    own = alone(LocalTransport(local_size=4, local_rank=2))
+    assert (own.local_size, own.local_rank) == (4, 2)
 
 
 def test_a_launched_run_without_mpi4py_says_what_to_install(environment, monkeypatch):

@@ -58,14 +58,17 @@ class ThreadTransport:
     """One rank; the ledger counts arrays alone, not what would go ahead of them."""
 
     def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
-        self.rank, self.size, self.local_size, self.meeting = rank, size, size, meeting
+        self.rank, self.size, self.meeting = rank, size, meeting
+        self.local_rank, self.local_size = rank, size
         self.ledger, self.trace = Ledger(), NO_TRACE
 
     def sender(self, buffer, peer, tag, kind):
+        assert buffer.is_cpu  # MPI knows no other memory
         box = self.meeting.mail[self.rank, peer, tag]
         return ThreadMessage(buffer, box, functools.partial(self.ledger.record_sent, kind), receives=False)
 
     def receiver(self, buffer, peer, tag, kind):
+        assert buffer.is_cpu
         box = self.meeting.mail[peer, self.rank, tag]
         return ThreadMessage(buffer, box, functools.partial(self.ledger.record_received, kind), receives=True)
 
@@ -90,6 +93,7 @@ class ThreadTransport:
         return self.allgather(value)[root]
 
     def sum_(self, array, kind):
+        assert array.is_cpu
         parts = self.meeting.exchange(self.rank, array.clone())
         array.copy_(functools.reduce(torch.add, parts))
         nbytes = ring_bytes(array.numel() * array.element_size(), self.size)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pdadmm.errors import InputError
-from pdadmm.kernels import updates as fused
+from pdadmm.kernels import updates as compiled
+from pdadmm.kernels.fused import updates_for
 
 __all__ = ["ACTIVATIONS", "PiecewiseLinear", "get_activation"]
 
@@ -59,13 +60,14 @@ class PiecewiseLinear:
 
     def squared_distance(self, q: Tensor, z: Tensor) -> float:
         """Return |q - f(z)|^2, summed in float64; both (V, n)."""
-        if fused.takes(q, z):
-            return fused.distance(q, z, self.negative_slope)
+        if compiled.takes(q, z):
+            return compiled.distance(q, z, self.negative_slope)
         return float((q.double() - self(z)).square().sum())
 
     def update_z_(self, z: Tensor, r: Tensor, q: Tensor, prox_z: float) -> None:
         """Set z to ``minimise(a, q, z, prox_z)`` and r, which holds a, to z - a: one pass where built; all (V, n)."""
-        if fused.takes(z, r, q):
+        fused = updates_for(z, r, q)
+        if fused is not None:
             fused.update_z_(z, r, r, q, prox_z, self.negative_slope)
         else:
             z.copy_(self.minimise(r, q, z, prox_z))

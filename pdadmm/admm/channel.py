@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdadmm.admm.packet import HEADER_BYTES, Packet, header_of
 from pdadmm.parallel.envelope import checksums
 from pdadmm.parallel.transport import Message, Transport
 from pdadmm.quantize import Coder, NotFiniteError, digest
@@ -17,26 +18,12 @@ __all__ = ["HEADER_BYTES", "Channel"]
 # Header of a message: flags, kind, layer, number of the message; then shape and bits, or a hash of the value after it.
 HEADER = struct.Struct("<BBHI8s")
 SHAPE = struct.Struct("<II")  # rows; columns and, in the highest byte, bits of a number
-HEADER_BYTES = HEADER.size
+assert HEADER.size == HEADER_BYTES
 HAS_DIGEST, RESEND, NOT_FINITE = 1, 2, 4
 KINDS = {"p": 1, "q": 2}
 NAMES = {number: kind for kind, number in KINDS.items()}
 # A hash reads the whole value: now and then is enough to notice that the two ends differ.
 MESSAGES_BETWEEN_DIGESTS = 16
-ALIGNMENT = 64  # bytes; torch's own, which a value behind its header keeps
-
-
-def behind_header(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a message of header and value, and the copy of ``value`` inside it."""
-    room = torch.zeros(ALIGNMENT + value.numel() * value.element_size(), dtype=torch.uint8)
-    inside = room[ALIGNMENT:].view(value.dtype).view(value.shape)
-    inside.copy_(value)
-    return room[ALIGNMENT - HEADER_BYTES :], inside
-
-
-def header_of(buffer: Tensor) -> memoryview:
-    """Return the bytes of a message's header, to be written and read in place."""
-    return buffer.numpy().data[:HEADER_BYTES]
 
 
 class Channel:
@@ -82,15 +69,14 @@ class Channel:
         """Prepare the repeated message with ``peer``; ``u`` travels along when the value is sent whole."""
         self.transport, self.peer, self.sends, self.u = transport, peer, sends, u
         if self.coder is None:
-            self.buffer, self.value = behind_header(self.value)
-            self.own = self.value
+            self.packet = Packet.holding(self.value)
+            self.own = self.value = self.packet.body
         else:
-            self.buffer = torch.zeros(self.payload_bytes, dtype=torch.uint8)
+            self.packet = Packet.of_bytes(self.coder.nbytes, self.value.device)
         columns, bits = self.value.shape[1], self._bits()
         self.shape = SHAPE.pack(self.value.shape[0], columns | bits << 24)
         self.every = 1 if checksums() else MESSAGES_BETWEEN_DIGESTS if self.coder else 0
-        self.header = header_of(self.buffer)
-        self.message = self._prepare(self.buffer)
+        self.message = self._prepare(self.packet.buffer)
 
     def _bits(self) -> int:
         """Bits of a number in a message: of a code, or of the state's type."""
@@ -133,13 +119,14 @@ class Channel:
         if self.coder is not None:
             flags |= self._encode(remote)
         if remote:
-            self._write_header(self.header, flags)
+            self._write_header(self.packet.header, flags)
+            self.packet.to_host()
             self.message.start()
 
     def _encode(self, remote: bool) -> int:
         """Bring ``value`` up to date through the coder; return the flag of a value that is not finite."""
         try:
-            out = self.buffer[HEADER_BYTES:] if remote else None
+            out = self.packet.body if remote else None
             self.coder.encode(self.own, (*self.key, self.number), self.first_row, out)
         except NotFiniteError:
             # the objective shows it after this iteration, on all ranks at once
@@ -156,7 +143,7 @@ class Channel:
         self.send_whole = False
         self.resent += 1
         self.coder.start(self.own)
-        arrays = [part.reshape(-1).view(torch.uint8) for part in (self.value, self.u)]
+        arrays = [part.reshape(-1).view(torch.uint8).cpu() for part in (self.value, self.u)]
         buffer = torch.cat([torch.zeros(HEADER_BYTES, dtype=torch.uint8), *arrays])
         self._write_header(header_of(buffer), RESEND if ask_resend else 0)
         self.whole = self._prepare(buffer)
@@ -189,11 +176,12 @@ class Channel:
         if self.whole is not None:
             return self._take_whole()
         self.message.wait()
-        flags, found = self._read_header(self.header)
+        self.packet.to_device()
+        flags, found = self._read_header(self.packet.header)
         if flags & NOT_FINITE:
             self.value.fill_(torch.nan)
         elif self.coder is not None:
-            self.coder.decode(self.buffer[HEADER_BYTES:])
+            self.coder.decode(self.packet.body)
         if flags & HAS_DIGEST and not flags & NOT_FINITE:
             self.differs = found != digest(self.value)
             if self.differs and self.coder is None:  # the value itself came, and came damaged
@@ -217,7 +205,7 @@ class Channel:
         self.whole = None
         flags, _ = self._read_header(header_of(self.whole_buffer))
         size = self.value.numel() * self.value.dtype.itemsize
-        body = self.whole_buffer[HEADER_BYTES:].clone()
+        body = self.whole_buffer[HEADER_BYTES:].clone().to(self.value.device)
         self.coder.start(body[:size].view(self.value.dtype).view(self.value.shape))
         self.u.copy_(body[size:].view(self.u.dtype).view(self.u.shape))
         self.differs = False

@@ -22,6 +22,7 @@ from pdadmm.disk.storage import Storage, state_columns
 from pdadmm.errors import InputError
 from pdadmm.estimator import Outcome
 from pdadmm.graph_classifier import GraphClassifier
+from pdadmm.parallel.device import check_device
 from pdadmm.parallel.rank_grid import check_grid
 from pdadmm.parallel.transport import Transport
 from pdadmm.saver import Saver
@@ -62,12 +63,15 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
     def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
+        check_device(settings.device)
         check_grid(settings.grid, transport.size, settings.layers)
         return settings
 
     def _problem(
         self, settings, graph, y, transport: Transport, on_disk: bool = False
     ) -> tuple[Problem, torch.Tensor | None, float]:
+        if on_disk and settings.device == "cuda":
+            raise InputError("device", "cuda", "cpu or auto with memory", "training from disk runs on the CPU")
         problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
         check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
         return problem, shift, seconds

@@ -38,6 +38,7 @@ def grow(
     shift: Tensor | None,
     dtype: torch.dtype,
     transport: Transport,
+    device: torch.device | None = None,
 ) -> Weights:
     """Return the weights of this rank's layers above the first in a deeper network of the same function.
 
@@ -45,7 +46,7 @@ def grow(
     it (section 6 of docs/math.md). Layers whose rank changes are sent there (kind "migration"). ``old`` and
     ``new`` are placements, ``widths`` [n_0, .., n_L] of the new network. ``shift`` (n,), for an activation
     with f(f(z)) != f(z), is added by the first inserted layer's bias, so that its input lies where f is
-    linear, and taken off again by the last layer's.
+    linear, and taken off again by the last layer's. Arrays live on ``device``, by default in main memory.
     """
     old_depth, new_depth = (max(run.stop for run in placement) for placement in (old, new))
     target = {layer: layer for layer in range(1, old_depth - 1)} | {old_depth - 1: new_depth - 1}
@@ -61,11 +62,13 @@ def grow(
                 transport.send(array.contiguous(), receiver, "migration")
         elif transport.rank == receiver:
             shapes = (widths[layer + 1], widths[layer]), (widths[layer + 1],)
-            W, b = (transport.receive(torch.empty(shape, dtype=dtype), sender, "migration") for shape in shapes)
+            rooms = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
+            W, b = (transport.receive(room, sender, "migration") for room in rooms)
             moved[layer] = W, b
     for layer in new[transport.rank]:
         if old_depth - 1 <= layer < new_depth - 1:
-            moved[layer] = torch.eye(widths[layer], dtype=dtype), torch.zeros(widths[layer], dtype=dtype)
+            n = widths[layer]
+            moved[layer] = torch.eye(n, dtype=dtype, device=device), torch.zeros(n, dtype=dtype, device=device)
     if shift is not None and new_depth > old_depth:
         if old_depth - 1 in moved:
             moved[old_depth - 1][1].add_(shift)

@@ -229,7 +229,7 @@ class HiddenLayer(Layer):
         super().__init__(index, activation, penalties)
         self.W, self.b, self.exact, self.grid, self.shard, self.products = W, b, exact, grid, shard, products
         square = identity and W.shape[0] == W.shape[1]
-        self.target = torch.eye(len(W), dtype=W.dtype) if square else None
+        self.target = torch.eye(len(W), dtype=W.dtype, device=W.device) if square else None
 
     def start(self) -> Tensor:
         """Begin a stage from the p of the link below; return a. Fixes the unit of the relative ridges."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdadmm.errors import InputError
-from pdadmm.kernels import updates as fused
+from pdadmm.kernels.fused import updates_for
 
 __all__ = ["LOSSES", "CrossEntropy", "SquaredError", "get_loss", "softmax_newton"]
 
@@ -25,7 +25,8 @@ class CrossEntropy:
     def minimise(self, a: Tensor, y: Tensor, nu: float, z: Tensor) -> Tensor:
         """Return argmin_z R(z; y) + nu/2 |z - a|^2, started from ``z``."""
         start = z.clone()
-        if fused.takes(start, a) and fused.softmax_newton_(start, a, y, nu):
+        fused = updates_for(start, a)
+        if fused is not None and fused.softmax_newton_(start, a, y, nu):
             return start
         return softmax_newton(a, y, nu, z)
 

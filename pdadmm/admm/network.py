@@ -76,9 +76,8 @@ class Network:
         return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate, self.shard)
 
     def _receive(self, nodes: int, rank: int, kind: str) -> Tensor:
-        bottom = self.uppers[0]
-        h = torch.empty(nodes, bottom.W.shape[1], dtype=bottom.W.dtype)
-        return self.transport.receive(h, rank, kind)
+        W = self.uppers[0].W
+        return self.transport.receive(W.new_empty(nodes, W.shape[1]), rank, kind)
 
     def describe(self) -> str:
         """Say which layers this rank holds, and which nodes where it has not all, counted from 1."""

@@ -29,6 +29,15 @@ class Problem:
     parts: dict[str, slice]
     logit_shift: Tensor | None = None
 
+    def on(self, device: torch.device) -> Problem:
+        """Return this problem with its arrays on ``device``; X then leaves this one, if it is not there already."""
+        if device.type == "cpu":
+            return self
+        X, y, shift = (None if x is None else x.to(device) for x in (self.X, self.y, self.logit_shift))
+        self.X = None
+        assert y is not None
+        return Problem(X, y, self.inputs, self.classes, self.parts, shift)
+
     @property
     def nodes(self) -> int:
         """V, the number of training nodes."""

@@ -107,6 +107,6 @@ def transposed(parts: Sequence[Tensor]) -> Parts:
     return tuple(part.mT for part in parts)
 
 
-def make_products(name: str) -> Products:
-    """Return the row ``name`` of PRODUCTS for this processor."""
-    return Products(PRODUCTS[name], has_bf16()) if PRODUCTS[name] else FULL
+def make_products(name: str, device: str = "cpu") -> Products:
+    """Return the row ``name`` of PRODUCTS for this processor, or for a device: bf16 of its own is not used there."""
+    return Products(PRODUCTS[name], device == "cpu" and has_bf16()) if PRODUCTS[name] else FULL

@@ -65,7 +65,7 @@ class Shard:
         """Return the rows of all shards together, on each of them; ``x`` has a row for each node of this one."""
         if self.alone:
             return x
-        rows = torch.zeros(self.nodes, *x.shape[1:], dtype=x.dtype)
+        rows = x.new_zeros(self.nodes, *x.shape[1:])
         rows[self.rows.start : self.rows.stop] = x
         return self.total(rows, kind)
 

@@ -29,6 +29,7 @@ from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.disk.storage import Storage
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
+from pdadmm.parallel.device import StagedTransport, choose_device, moved, synchronize
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.rank_grid import choose_grid, join_grid
 from pdadmm.parallel.transport import Transport
@@ -48,6 +49,7 @@ __all__ = ["ADMMSolver"]
 
 MOST_BACKOFFS = 10  # in a stage: rho may rise that many times tenfold
 
+CPU = torch.device("cpu")
 AnyNetwork = Network | StreamedNetwork
 log = logging.getLogger("pdadmm")
 
@@ -59,7 +61,8 @@ class ADMMSolver:
     the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
     ``saver`` writes checkpoints, and may have one to go on from; with a ``storage`` X and the state lie on disk.
     The ranks are the grid that the settings ask for. ``column`` joins those of one shard, whose rank is the layer
-    group; ``shard`` says which nodes are this rank's, and joins those of one group; ``problem`` is the shard's.
+    group; ``shard`` says which nodes are this rank's, and joins those of one group; ``problem`` is the shard's, and
+    lies like all arrays on ``device``.
     After ``run``: ``history``, ``stages`` (one summary each), and this rank's best weights in
     ``first`` (the first group) and ``weights`` (layers above the first).
     """
@@ -75,6 +78,11 @@ class ADMMSolver:
         saver: Saver | None = None,
         storage: Storage | None = None,
     ) -> None:
+        self.device = choose_device("cpu" if storage is not None else settings.device, transport)
+        wait = functools.partial(synchronize, self.device)
+        if self.device.type != "cpu":
+            transport = StagedTransport(transport)
+            transport.trace.wait = wait
         self.settings, self.transport = settings, transport
         self.eval_every, self.watch = eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
@@ -85,18 +93,19 @@ class ADMMSolver:
         self.grid = choose_grid(settings.grid, transport.size, self.nodes, widths, self.first_cost)
         self.column, row = join_grid(transport, self.grid)
         self.shard = Shard(row, self.nodes)
-        self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype)
+        self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype).on(self.device)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
-        self.products = make_products(settings.products)
+        self.products = make_products(settings.products, self.device.type)
         if self.products.terms and not self.products.native and transport.rank == 0:
-            log.info("products %s: without bf16 in this processor they take longer than full", settings.products)
+            where = "this processor" if self.device.type == "cpu" else "products on a device"
+            log.info("products %s: without bf16 in %s they take longer than full", settings.products, where)
         s = settings
         assert s.rho is not None  # checked
         assert s.stages is not None
         self.depths = s.stages
         self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
         self.schedule = RHO_SCHEDULES[settings.rho_schedule]()
-        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock()
+        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock(wait)
         self.weights: Weights = {}
         self.first, self.saver, self.storage = first, saver, storage
 
@@ -178,8 +187,9 @@ class ADMMSolver:
 
         def layers() -> dict[int, State]:
             best = [prefixed("best", weights) for weights in stage.best.weights]
-            states = {layer.index: state | own for layer, state, own in zip(network.layers, network.states(), best)}
-            joined = {layer: self.shard.joined(state) for layer, state in states.items()}
+            joined: dict[int, State | None] = {}
+            for layer, state, own in zip(network.layers, network.states(), best):
+                joined[layer.index] = self.shard.joined(moved(state | own, CPU))
             return {layer: state for layer, state in joined.items() if state is not None}
 
         def run() -> dict[str, Any]:
@@ -200,7 +210,7 @@ class ADMMSolver:
         self.placement = self._place(depth)
 
         def read(layer: int) -> State:
-            return self.shard.part(saved.layer(layer))
+            return moved(self.shard.part(saved.layer(layer)), self.device)
 
         own = {layer: read(layer) for layer in self.placement[self.column.rank]}
         self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
@@ -220,18 +230,21 @@ class ADMMSolver:
 
     def _enter_stage(self, depth: int, old: list[range]) -> list[range]:
         """Place the layers of a stage on the ranks and give each rank its start weights."""
-        widths, s = self.widths(depth), self.settings
+        widths = self.widths(depth)
         if not old:
             self._start_first_layer(widths)
         new = self._place(depth)
         if old:
-            self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.column)
+            self.weights = grow(self.weights, old, new, widths, self.shift, self.dtype, self.column, self.device)
             return new
         for layer in new[self.column.rank]:
             if layer > 0:
-                shape, deviation = (widths[layer + 1], widths[layer]), 1.0 / math.sqrt(widths[layer])
-                self.weights[layer] = random_layer(s.seed, layer, *shape, deviation, self.dtype)
+                self.weights[layer] = self._random_layer(layer, widths, 1.0 / math.sqrt(widths[layer]))
         return new
+
+    def _random_layer(self, layer: int, widths: list[int], deviation: float) -> tuple[torch.Tensor, torch.Tensor]:
+        W, b = random_layer(self.settings.seed, layer, widths[layer + 1], widths[layer], deviation, self.dtype)
+        return W.to(self.device), b.to(self.device)
 
     def _place(self, depth: int) -> list[range]:
         shards = self.grid.shards
@@ -253,8 +266,7 @@ class ADMMSolver:
                 (squared,) = self.shard.sums(squared_norm(self.first.p))
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
             length = math.sqrt(squared / self.nodes) or 1.0
-            weights = random_layer(s.seed, 0, widths[1], widths[0], s.first_scale / length, self.dtype)
-            self.first.set_weights(*weights)
+            self.first.set_weights(*self._random_layer(0, widths, s.first_scale / length))
 
     def _build(self, number: int, depth: int, placement: list[range]) -> AnyNetwork:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.column.rank]]
@@ -286,9 +298,9 @@ class ADMMSolver:
         if not self.activation.idempotent and network.depth < self.settings.layers:
             lowest = network.lowest_input(len(self.problem.y))
             # twice the depth of the lowest value leaves room for nodes not seen here
-            own = None if lowest is None else 2.0 * (-lowest).clamp_min(0.0)
+            own = None if lowest is None else 2.0 * (-lowest).clamp_min(0.0).cpu()
             parts = [part for part in self.transport.allgather(own) if part is not None]
-            self.shift = functools.reduce(torch.maximum, parts)
+            self.shift = functools.reduce(torch.maximum, parts).to(self.device)
 
     def _go_back(self, network: AnyNetwork, snapshot: list[State]) -> None:
         for layer, state in zip(network.layers, snapshot):
@@ -369,12 +381,12 @@ class ADMMSolver:
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
         summary = run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
-        return summary | {"grid": str(self.grid), "first_layer": self.first_form.name}
+        return summary | {"grid": str(self.grid), "first_layer": self.first_form.name, "device": self.device.type}
 
     def best_weights(self) -> Weights:
-        """Return the best W and b of this rank's layers, from the first shard of each group alone; collective."""
-        first = {} if self.first is None else {0: self.first.weights()}
-        return first | self.weights if self.shard.leads else {}
+        """Return the best W and b of this rank's layers in main memory, of each group's first shard; collective."""
+        weights = ({} if self.first is None else {0: self.first.weights()}) | self.weights
+        return {layer: (W.cpu(), b.cpu()) for layer, (W, b) in weights.items()} if self.shard.leads else {}
 
     def close(self) -> None:
         """Give back what joins the rows and columns of the grid; collective."""

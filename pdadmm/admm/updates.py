@@ -17,7 +17,8 @@ from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import factor
-from pdadmm.kernels import updates as fused
+from pdadmm.kernels import updates as compiled
+from pdadmm.kernels.fused import gpu_for, updates_for
 from pdadmm.quantize import Grid
 
 __all__ = [
@@ -105,7 +106,8 @@ def update_p_exact_(
     Shapes: p, q, u (V, m).
     """
     right, inverse = prepared
-    if fused.takes(right, q, u):
+    fused = updates_for(right, q, u)
+    if fused is not None:
         fused.assemble_p_(right, q, u, rho)
     else:
         right.add_(q, alpha=rho).sub_(u)
@@ -122,6 +124,10 @@ def update_p_gradient_(
     """
     g = products.addmm(u + rho * (p - q), r, W, alpha=-nu)
     gW = products.mm(g, W.mT)
+    fused = gpu_for(p, r, g, gW)
+    if fused is not None:
+        fused.step_p_(p, r, g, gW, nu, rho)
+        return
     g_squared = g.square().sum(1, keepdim=True)
     tau = rho + nu * gW.square().sum(1, keepdim=True) / _floored(g_squared)
     p.sub_(g / tau)
@@ -270,8 +276,8 @@ def assemble_W(
 ) -> tuple[Tensor, Tensor]:
     """Return the system (m, m) and the right-hand side (n, m) of update_W_b_exact."""
     sums = (moments.pp, moments.zp, moments.p_sum, moments.z_sum)
-    if fused.takes(*sums, W_old, W_old if target is None else target):
-        return fused.assemble_W(sums, moments.count, W_old, target, prox, mu_over_nu + kappa, kappa)
+    if compiled.takes(*sums, W_old, W_old if target is None else target):
+        return compiled.assemble_W(sums, moments.count, W_old, target, prox, mu_over_nu + kappa, kappa)
     p_mean = moments.p_sum / moments.count
     system = moments.pp - torch.outer(p_mean, moments.p_sum)
     right = moments.zp - torch.outer(moments.z_sum, p_mean)
@@ -308,7 +314,8 @@ def update_q_(q: Tensor, p_next: Tensor, u: Tensor, f_z: Tensor, nu: float, rho:
 
 def update_u_(u: Tensor, p_next: Tensor, q: Tensor, rho: float) -> None:
     """Dual ascent u <- u + rho (p_next - q) with p_next and q as transmitted; all (V, n)."""
-    if fused.takes(u, p_next, q):
+    fused = updates_for(u, p_next, q)
+    if fused is not None:
         fused.update_u_(u, p_next, q, rho)
     else:
         u.add_(p_next - q, alpha=rho)
@@ -318,7 +325,8 @@ def update_q_u_(
     q: Tensor, u: Tensor, p_next: Tensor, z: Tensor, activation: PiecewiseLinear, nu: float, rho: float
 ) -> None:
     """Do update_q_ with f(z) and then update_u_, in one pass over the data where that was built; all (V, n)."""
-    if fused.takes(q, u, p_next, z):
+    fused = updates_for(q, u, p_next, z)
+    if fused is not None:
         fused.update_q_u_(q, u, p_next, z, nu, rho, activation.negative_slope)
     else:
         update_q_(q, p_next, u, activation(z), nu, rho)

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError as error:
         return _out_of_memory(error)
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's MemoryError
+        if not any(words in str(error) for words in ("can't allocate memory", "CUDA out of memory")):  # torch's own
             raise
         return _out_of_memory(error)
     except Interrupted:  # it has been said
@@ -86,8 +86,12 @@ def _out_of_memory(error: Exception) -> int:
     """Say that memory did not suffice, on whichever rank it was, and end the others, which may wait for it."""
     asked = re.search(r"allocate (?:memory: you tried to allocate )?([\d.]+ ?\w+)", str(error))
     value = f"{asked[1]} in one piece" if asked is not None else "used up"
+    of_gpu = re.search(r"(GPU \d+) has a total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
+    where = "this machine has" if of_gpu is None else f"{of_gpu[1]} has, {of_gpu[3]} free of {of_gpu[2]}"
     remedy = "a smaller network, fewer hops, or more ranks take less; pdadmm plan foretells the memory of a training"
-    console.complain(str(InputError("memory", value, "within what this machine has", remedy)))
+    if "CUDA" in str(error):
+        remedy = "a smaller network, or more ranks with a GPU each, take less; --device cpu has main memory"
+    console.complain(str(InputError("memory", value, f"within what {where}", remedy)))
     return _end_all(2)
 
 

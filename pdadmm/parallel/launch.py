@@ -15,6 +15,7 @@ __all__ = [
     "crowded",
     "launched_rank",
     "launched_size",
+    "local_rank",
     "local_ranks",
     "make_transport",
     "set_threads",
@@ -25,6 +26,7 @@ __all__ = [
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 T = TypeVar("T")
 
@@ -63,6 +65,11 @@ def local_ranks() -> int:
     return counts[int(node)] if node.isdigit() and int(node) < len(counts) else 0
 
 
+def local_rank() -> int:
+    """Return this process's number among the ranks of its host; -1 where the launcher does not say."""
+    return _from_environment(LOCAL_RANKS, -1)
+
+
 def crowded() -> bool:
     """Whether more ranks than cores share this host; all ranks of the job where the launcher does not say."""
     return (local_ranks() or launched_size()) > cores()
@@ -79,7 +86,7 @@ def make_transport(comm: Any = None) -> Transport:
     from pdadmm.parallel.mpi import MPITransport
 
     transport = MPITransport(comm)
-    return transport if transport.size > 1 else LocalTransport(transport.local_size)
+    return transport if transport.size > 1 else LocalTransport(transport.local_size, transport.local_rank)
 
 
 def set_threads(threads: int | None, transport: Transport) -> int:

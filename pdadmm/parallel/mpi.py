@@ -121,18 +121,20 @@ class MPITransport:
         self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ledger, self.trace = Ledger(), NO_TRACE
-        self.local_size = launch.local_ranks() or self._ranks_of_host()
+        self.local_size, self.local_rank = launch.local_ranks(), launch.local_rank()
+        if not self.local_size or self.local_rank < 0:
+            self.local_size, self.local_rank = self._place_on_host()
         self.checks = checksums()
         self.calls = 0  # collective calls so far, equal on all ranks
         self.sent, self.received = [0] * self.size, [0] * self.size  # single arrays so far, by peer
         _install_abort_hook(self.mpi.COMM_WORLD)
 
-    def _ranks_of_host(self) -> int:
-        """Return how many ranks of this communicator share memory, and so this host."""
+    def _place_on_host(self) -> tuple[int, int]:
+        """Return how many ranks of this communicator share memory, and so this host, and this one's number there."""
         host = self.comm.Split_type(self.mpi.COMM_TYPE_SHARED)
-        size = host.Get_size()
+        size, rank = host.Get_size(), host.Get_rank()
         host.Free()
-        return size
+        return size, rank
 
     @staticmethod
     def _view(buffer: Tensor):

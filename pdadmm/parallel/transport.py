@@ -30,6 +30,7 @@ class Transport(Protocol):
     rank: int
     size: int
     local_size: int  # ranks of this host
+    local_rank: int  # this rank's number among them
     ledger: Ledger
     trace: Trace
 
@@ -93,8 +94,9 @@ class LocalTransport:
     rank = 0
     size = 1
 
-    def __init__(self, local_size: int = 1) -> None:
-        self.ledger, self.trace, self.local_size = Ledger(), NO_TRACE, local_size
+    def __init__(self, local_size: int = 1, local_rank: int = 0) -> None:
+        self.ledger, self.trace = Ledger(), NO_TRACE
+        self.local_size, self.local_rank = local_size, local_rank
 
     def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
         raise AssertionError("one process has no peer to send to")
@@ -137,6 +139,6 @@ class LocalTransport:
 
 def alone(transport: Transport) -> LocalTransport:
     """Return the transport of one rank by itself, with the ledger and the trace of ``transport``."""
-    own = LocalTransport(transport.local_size)
+    own = LocalTransport(transport.local_size, transport.local_rank)
     own.ledger, own.trace = transport.ledger, transport.trace
     return own

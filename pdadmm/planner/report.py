@@ -59,7 +59,7 @@ def _told(settings: Any, graph: Graph | Any, summary: dict[str, Any]) -> Told | 
     if isinstance(settings, ADMMSettings):
         if limit is not None:
             return streamed_run(settings, graph, limit, setting)
-        return admm_run(settings, graph, ranks, setting)
+        return admm_run(settings, graph, summary, setting)
     if isinstance(settings, BackpropSettings):
         return backprop_run(settings, graph, ranks, setting)
     if isinstance(settings, FullGraph):

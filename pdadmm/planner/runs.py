@@ -68,13 +68,13 @@ def _widths(settings: Any, graph: Graph | Any) -> tuple[int, ...]:
     return blocks * graph.num_features, *[settings.hidden] * (settings.layers - 1), graph.num_classes or 0
 
 
-def admm_run(settings: Any, graph: Graph, ranks: int, setting: Setting | None) -> Told:
-    """Return what a run of pdADMM-G in memory needs; with other products than the state's, bytes alone."""
-    job = job_of_run(settings, graph)
+def admm_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Setting | None) -> Told:
+    """Return what a run of pdADMM-G in memory needs; on a GPU, or with other products than the state's, bytes alone."""
+    job, ranks = job_of_run(settings, graph), summary["ranks"]
     cost = job.first.cost(job.nodes, job.widths[0], job.widths[1])
     grid = choose_grid(settings.grid, ranks, job.nodes, job.widths, cost)
     sent = iteration_bytes(job, grid)
-    if settings.products != "full":
+    if settings.products != "full" or summary["device"] != "cpu":
         return Told(sent)
     seconds = None if setting is None else forecast_grid(job, grid, setting).seconds
     return Told(sent, peak(job, grid)[0], seconds)

@@ -1,4 +1,4 @@
-"""The one sweep over the data each way: the C kernels where they apply, else plain torch, to the same bits."""
+"""The one sweep over the data each way: the C or CUDA kernels where they apply, else plain torch, to the same bits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import cpu
+from ..kernels.fused import gpu_for
 from . import noise as counter
 from .packing import pack, packed_bytes, unpack
 from .scale import dequantize, difference, fit, quantize, raise_not_finite, row_chunks
@@ -77,8 +78,10 @@ def encode_into(
     words = counter.seed_words(key) if stochastic else (0, 0)
     if rows * columns == 0:
         return
-    if cpu.takes(x):
-        status = cpu.encode(x, reference, value, packed, rows, columns, grid, stochastic, words, first_row * columns)
+    kernels = cpu if cpu.takes(x) else gpu_for(x)
+    if kernels is not None:
+        first = first_row * columns
+        status = int(kernels.encode(x, reference, value, packed, rows, columns, grid, stochastic, words, first))
         if status == cpu.DONE:
             return
         if status == cpu.NOT_FINITE:
@@ -132,7 +135,8 @@ def decode_into(grid, packed: Tensor, value: Tensor, add: bool = False) -> None:
     rows, columns = table_view(value.shape)
     if rows * columns == 0:
         return
-    if cpu.takes(value) and cpu.decode(packed, value, add, rows, columns, grid) == cpu.DONE:
+    kernels = cpu if cpu.takes(value) else gpu_for(value)
+    if kernels is not None and int(kernels.decode(packed, value, add, rows, columns, grid)) == cpu.DONE:
         return
     pairs = grid.pairs(columns)
     if pairs:

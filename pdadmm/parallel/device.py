@@ -1,0 +1,136 @@
+"""Where the arrays of a rank live: in main memory or on a GPU of its own; and what GPUs of several ranks exchange."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdadmm.errors import InputError
+from pdadmm.kernels import gpu_launch
+from pdadmm.parallel.transport import Transport
+
+__all__ = [
+    "DEVICES",
+    "HostMemory",
+    "StagedTransport",
+    "check_device",
+    "choose_device",
+    "host_bytes",
+    "moved",
+    "synchronize",
+]
+
+DEVICES = ("cpu", "cuda", "auto")
+CPU = torch.device("cpu")
+log = logging.getLogger("pdadmm")
+
+
+def check_device(name: str) -> None:
+    """Raise InputError where "cuda" is asked for and torch can use no GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        build = f"torch {torch.__version__}"
+        cure = f"{build} has no CUDA: install a CUDA build" if torch.version.cuda is None else f"{build} finds no GPU"
+        raise InputError("device", name, "cpu or auto where torch can use no GPU", cure)
+
+
+def choose_device(name: str, transport: Transport) -> torch.device:
+    """Return where this rank's arrays live; ``name`` is one of DEVICES. Collective, but for "cpu".
+
+    A rank has the GPU whose number is its own among the ranks of its host, modulo the host's GPUs. "auto" is "cuda"
+    where every rank has a GPU. Both sides of a boundary do the same sums: raises InputError where GPUs differ in model,
+    or CuPy is not there on all ranks alike.
+    """
+    if name == "cpu":
+        return CPU
+    device, own = CPU, None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", transport.local_rank % torch.cuda.device_count())
+        own = torch.cuda.get_device_name(device), gpu_launch.available()
+    found = transport.allgather(own)
+    if None in found:
+        check_device(name)
+        if name == "auto":
+            return CPU
+        raise InputError("device", name, "cpu or auto where ranks are without a GPU")
+    if len(set(found)) > 1:
+        told = " and ".join(sorted({f"{model} with{'' if fused else 'out'} CuPy" for model, fused in found}))
+        raise InputError("device", name, "cpu where the ranks' GPUs differ", f"there are {told}")
+    if not gpu_launch.available() and transport.rank == 0:
+        log.info("device cuda: without CuPy the updates take several passes over their arrays")
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work that this rank gave its GPU, if it has one: clocks would run ahead of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return ``state`` with its arrays on ``device``; those that are there already are not copied."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def host_bytes(count: int, device: torch.device) -> Tensor:
+    """Return ``count`` zero bytes of main memory, pinned where they are to be copied from or to a GPU."""
+    return torch.zeros(count, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+class HostMemory:
+    """Main memory through which one array after the other goes, as much as the largest needs."""
+
+    def __init__(self) -> None:
+        self.bytes: Tensor | None = None
+
+    def like(self, x: Tensor) -> Tensor:
+        """Return memory of the shape and type of ``x``, the same for every call."""
+        size = x.numel() * x.element_size()
+        if self.bytes is None or self.bytes.numel() < size:
+            self.bytes = host_bytes(size, x.device)
+        return self.bytes[:size].view(x.dtype).view(x.shape)
+
+
+class StagedTransport:
+    """Passes arrays of a device through main memory, so that MPI sees no other; arrays in main memory go as they are.
+
+    Each copy waits for the device, before MPI reads what was copied there and after it wrote what is copied from there.
+    Repeated messages have buffers in main memory: see pdadmm.admm.packet. What else is exchanged is pickled, and must
+    hold no array of a device.
+    """
+
+    def __init__(self, inner: Transport, memory: HostMemory | None = None) -> None:
+        self.inner, self.memory = inner, memory or HostMemory()
+        self.rank, self.size = inner.rank, inner.size
+        self.local_rank, self.local_size = inner.local_rank, inner.local_size
+        self.ledger, self.trace = inner.ledger, inner.trace
+        self.sender, self.receiver = inner.sender, inner.receiver
+        self.gather, self.bcast, self.allgather = inner.gather, inner.bcast, inner.allgather
+        self.barrier, self.close = inner.barrier, inner.close
+
+    def send(self, array: Tensor, peer: int, kind: str) -> None:
+        self.inner.send(array if array.is_cpu else self.memory.like(array).copy_(array), peer, kind)
+
+    def receive(self, array: Tensor, peer: int, kind: str) -> Tensor:
+        if array.is_cpu:
+            return self.inner.receive(array, peer, kind)
+        return array.copy_(self.inner.receive(self.memory.like(array), peer, kind))
+
+    def sum_(self, array: Tensor, kind: str) -> Tensor:
+        if self.size == 1:
+            return array
+        if array.is_cpu:
+            return self.inner.sum_(array, kind)
+        return array.copy_(self.inner.sum_(self.memory.like(array).copy_(array), kind))
+
+    def alltoall(
+        self, outgoing: Tensor, counts: Sequence[int], incoming: Tensor, incoming_counts: Sequence[int], kind: str
+    ) -> Tensor:
+        host = torch.empty(incoming.shape, dtype=incoming.dtype)
+        return incoming.copy_(self.inner.alltoall(outgoing.cpu(), counts, host, incoming_counts, kind))
+
+    def split(self, color: int) -> StagedTransport:
+        return StagedTransport(self.inner.split(color), self.memory)

@@ -1,0 +1,127 @@
+"""A device that is not there: arrays in main memory that claim to lie on one, and refuse to be mixed with others.
+
+``with StandIn() as device`` catches what makes arrays on ``device.torch``; each is a DeviceTensor around a CPU tensor.
+An operation on arrays of both kinds is an AssertionError, but for copies between them and single numbers, as on a GPU;
+so is reading one's memory. ``device.crossings`` are the numbers of elements of every copy from one kind to the other.
+The mode holds in the thread that entered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["DEVICE", "DeviceTensor", "StandIn"]
+
+DEVICE = torch.device("meta")  # needs no start, and indexing works on it
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+COPIES = (aten.copy_.default, aten._to_copy.default)
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on DEVICE; ``inner`` has its numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, layout=inner.layout, device=DEVICE,
+        )  # fmt: skip
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        assert type(inner) is torch.Tensor
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(function, args, kwargs or {})
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"DeviceTensor({self.inner})"
+
+    def data_ptr(self) -> int:
+        raise AssertionError("the address of an array on a device was taken")
+
+    def numpy(self, *args: Any, **more: Any) -> Any:
+        raise AssertionError("an array on a device was read as numpy's")
+
+    # what torch does in C++ without a dispatch, and would take for the kind of device that has no numbers
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def new_tensor(self, data: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=self.dtype).to(DEVICE)
+
+
+class StandIn(TorchDispatchMode):
+    """While entered, ``torch.empty(2, device=DEVICE)`` and the like work."""
+
+    torch = DEVICE
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and its import takes seconds
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossings: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(function, args, kwargs or {}, self.crossings)
+
+
+def dispatch(function: Any, args: Any, kwargs: dict[str, Any], crossings: list[int] | None = None) -> Any:
+    """Do an operation on the inner tensors; its results lie where its arguments do, or where it asks for."""
+    arrays: list[torch.Tensor] = []
+    mapped((args, tuple(kwargs.values())), lambda x: arrays.append(x) if isinstance(x, torch.Tensor) else None)
+    on_device = [isinstance(x, DeviceTensor) for x in arrays]
+    assert all(own or not x.is_meta for x, own in zip(arrays, on_device, strict=True)), "made outside of StandIn"
+    wanted = kwargs.get("device")
+    if wanted is not None:
+        wanted = torch.device(wanted)
+        assert wanted in (CPU, DEVICE), wanted
+        kwargs = kwargs | {"device": CPU}
+    target = any(on_device) if wanted is None else wanted == DEVICE
+    if function in COPIES:
+        crosses = on_device[0] != (on_device[1] if len(arrays) > 1 else target)
+        if crosses and crossings is not None:
+            crossings.append(arrays[0].numel())
+    elif any(on_device):
+        mixed = [tuple(x.shape) for x, own in zip(arrays, on_device, strict=True) if not own and x.dim()]
+        assert not mixed, f"{function} of arrays on a device and one of shape {mixed} in main memory"
+        assert target, f"{function} takes an array off its device"
+
+    def unwrapped(x: Any) -> Any:
+        return x.inner if isinstance(x, DeviceTensor) else x
+
+    result = function(*mapped(args, unwrapped), **{name: mapped(x, unwrapped) for name, x in kwargs.items()})
+    known = {id(x.inner): x for x in arrays if isinstance(x, DeviceTensor)}
+
+    def wrapped(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        if id(x) in known:  # done in place
+            return known[id(x)]
+        return DeviceTensor(x) if target else x
+
+    if function is aten.copy_.default:
+        return args[0]
+    if torch.Tag.inplace_view in function.tags and target:  # a matrix times a vector does that
+        with no_dispatch():
+            function(*args, **kwargs)
+    return mapped(result, wrapped)
+
+
+def mapped(x: Any, change: Callable[[Any], Any]) -> Any:
+    """Return lists and tuples in lists and tuples with every other thing in them changed."""
+    if isinstance(x, (list, tuple)):
+        return type(x)([mapped(part, change) for part in x])
+    return change(x)

@@ -1,0 +1,77 @@
+"""Training on a real GPU: the numbers of the CPU, to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_device import CASES, GRAPH, RUN, assert_near, problem_of, settings_of, train_rank
+from thread_transport import run_ranks
+
+from pdadmm import PDADMMG, PDADMMGQ
+from pdadmm.cli import main
+from pdadmm.kernels import gpu
+from pdadmm.parallel.transport import LocalTransport
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+UNQUANTIZED = [case for case in CASES if "quantizer" not in CASES[case] and case != "backoff"]
+
+
+def tolerance(case: str) -> float:
+    return 1e-7 if CASES[case].get("dtype", "float64") == "float64" else 1e-2
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("case", UNQUANTIZED)
+def test_a_gpu_finds_the_numbers_of_the_cpu(monkeypatch, case, plain):
+    if plain:
+        monkeypatch.setattr(gpu, "available", lambda: False)
+    elif not gpu.available():
+        pytest.skip("needs CuPy")
+    runs = [train_rank(problem_of(case), settings_of(device, "1x1", CASES[case]), LocalTransport())
+            for device in ("cuda", "cpu")]  # fmt: skip
+    assert_near(*runs, tolerance(case))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "quantizer" in CASES[case]])
+def test_quantized_messages_train_alike(case):
+    """A code may round the other way, and what follows with it."""
+    runs = [train_rank(problem_of(case), settings_of(device, "1x1", CASES[case]), LocalTransport())
+            for device in ("cuda", "cpu")]  # fmt: skip
+    (found, _), (expected, _) = runs
+    assert found[0]["objective"] == pytest.approx(expected[0]["objective"], rel=1e-3)
+    assert found[-1]["objective"] == pytest.approx(expected[-1]["objective"], rel=0.1)
+
+
+@pytest.mark.parametrize("grid", ["2x1", "1x2", "2x2"])
+@pytest.mark.parametrize("case", ["default", "gradient", "8 bits, stochastic"])
+def test_ranks_share_gpus(case, grid):
+    """Threads stand for ranks; their messages go through pinned memory."""
+    groups, shards = map(int, grid.split("x"))
+    given = settings_of("cuda", grid, CASES[case])
+    results = run_ranks(groups * shards, lambda transport: train_rank(problem_of(case), given, transport))
+    assert all(history == results[0][0] for history, _ in results)
+    alone = train_rank(problem_of(case), settings_of("cuda", "1x1", CASES[case]), LocalTransport())
+    ours = results[0][0][-1]["objective"]
+    assert ours == pytest.approx(alone[0][-1]["objective"], rel=0.1 if "bits" in case else 1e-7)
+
+
+@pytest.mark.parametrize("solver", [PDADMMG, PDADMMGQ])
+def test_an_estimator_and_its_checkpoints(solver, tmp_path):
+    whole = solver(**RUN, device="cuda").fit(GRAPH)
+    assert whole.summary_["device"] == "cuda"
+    solver(**RUN, device="cuda").fit(GRAPH, checkpoint=tmp_path, checkpoint_every=4)
+    again = solver(**RUN, device="cpu").fit(GRAPH, checkpoint=tmp_path, resume=True)  # its end is all that is left
+    assert np.array_equal(again.predict(GRAPH), whole.predict(GRAPH))
+    assert solver(**RUN, device="auto").fit(GRAPH).summary_["device"] == "cuda"
+
+
+def test_out_of_memory_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "pdadmm.graph_classifier.GraphClassifier.fit", lambda *args, **more: torch.empty(1 << 50, device="cuda")
+    )
+    assert main(["train", "--dataset", "csbm:60", "--layers", "2", "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert "memory = 4194304.00 GiB in one piece" in err
+    assert "free of" in err
+    assert err.count("\n") == 1
