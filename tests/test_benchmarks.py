@@ -62,8 +62,8 @@ def run(capsys, monkeypatch):
 
 def test_grid_sets_a_grid_beside_one_process(run):
     agree = run("grid", "agree", "--layers", "2", "--hidden", "8", "--grids", "1x1")
-    assert agree.count("| digits |") == 9
-    assert agree.count("| 1x1 | 0.0e+00 | 0.0e+00 | 0.0e+00 |") == 3
+    assert agree.count("| digits |") == 12
+    assert agree.count("| 1x1 | 0.0e+00 | 0.0e+00 | 0.0e+00 | 0.0e+00 |") == 4
     assert "1x1 / 1x1: 1.000" in run("grid", "time", *SHAPE, "--repeat", "2")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from pdadmm.admm.growth import Weights, grow, random_layer
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
+from pdadmm.admm.objective import combine, over_shards
 from pdadmm.admm.problem import Problem, scores
 from pdadmm.admm.products import make_products
 from pdadmm.admm.schedule import RHO_SCHEDULES
@@ -393,29 +393,3 @@ class ADMMSolver:
         for part in (self.column, self.shard.group):
             if part is not self.transport:
                 part.close()
-
-
-def over_shards(parts: list[list[Terms]], shards: int) -> list[Terms]:
-    """Return the layers' terms in layer order from those of every rank, added in the order of the shards."""
-    groups = (parts[first : first + shards] for first in range(0, len(parts), shards))
-    return [functools.reduce(operator.add, same) for group in groups for same in zip(*group, strict=True)]
-
-
-def combine(terms: list[Terms], penalties: Penalties) -> dict[str, float]:
-    """Return objective, augmented Lagrangian and squared residuals from the layers' terms, in layer order."""
-
-    def total(name: str) -> float:
-        return sum(getattr(term, name) for term in terms)
-
-    linear, activation, link = total("linear"), total("activation"), total("link")
-    objective = total("risk") + 0.5 * penalties.nu * (linear + activation) + total("ridge")
-    return {
-        "objective": objective,
-        "lagrangian": objective + total("dual") + 0.5 * penalties.rho * link,
-        "risk": total("risk"),
-        "residual_link": link,
-        "residual_linear": linear,
-        "residual_activation": activation,
-        "q_squared": total("q_squared"),
-        "rho": penalties.rho,
-    }
