@@ -179,8 +179,7 @@ def disk_alone(given: argparse.Namespace, X: np.ndarray, y: np.ndarray, folder: 
     """Seconds of passes that read and write the same blocks, and compute nothing."""
     checked = PDADMMG(**settings(given, acceleration="none")).checked()
     (folder / "alone").mkdir()
-    problem = Problem(None, torch.from_numpy(y), X.shape[1], CLASSES, {"train": slice(0, len(y))})
-    columns, widths = largest_state(checked, problem)
+    columns, widths = largest_state(checked, len(y), X.shape[1], CLASSES)
     store = Storage(folder / "alone", given.memory, torch.from_numpy(X), len(y), widths, columns, torch.float32)
     store.begin(0, columns)
 
