@@ -31,7 +31,6 @@ from shared import machine, ratio, table, timed
 
 from pdadmm import PDADMMG
 from pdadmm.admm.estimator import largest_state
-from pdadmm.admm.problem import Problem
 from pdadmm.disk import storage as storage_module
 from pdadmm.disk.blocks import DiskArray, NewArray
 from pdadmm.disk.limits import Limit
