@@ -1,6 +1,6 @@
 """What the planner predicts beside what runs need: memory, bytes and seconds of an iteration on 1 to 8 ranks.
 
-    python benchmarks/plan.py --repeat 3          (about 5 min)
+    python benchmarks/plan.py --repeat 3          (about 10 min)
     python benchmarks/plan.py --alone             (about 1 min)
 
 Calibrates, then starts every configuration under mpiexec. Each run times the calibration's piece of work on all its
@@ -202,9 +202,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for ranks in sorted({values[6] for values in RUNS[: given.only]}):
             runs = [shaped(values, given) for values in RUNS[: given.only] if values[6] == ranks]
-            needed = measured(runs, 1, Path(name), tight=True)
-            for run, tries, (memory,) in zip(runs, measured(runs, given.repeat, Path(name)), needed):
-                report(run, tries, memory["memory"], machine, ratios)
+            tight = measured(runs, given.repeat, Path(name), tight=True)
+            for run, tries, others in zip(runs, measured(runs, given.repeat, Path(name)), tight):
+                report(run, tries, statistics.median(one["memory"] for one in others), machine, ratios)
     print()
     for what, found in ratios.items():
         print(f"{what}: predicted / measured {min(found):.3f} to {max(found):.3f} over {len(found)} runs")
