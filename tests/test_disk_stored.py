@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,7 @@ from pdadmm.disk import scattered
 from pdadmm.disk.blocks import DiskArray, Traffic
 from pdadmm.disk.scattered import ScatteredPool, ScatteredReader, ScatteredRows
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, operator_of
+from pdadmm.sampling import holdings
 from pdadmm.sampling.buffered import OperatorRows
 from pdadmm.sampling.holdings import StreamHolding
 from pdadmm.sampling.neighbours import NeighbourSampler
@@ -249,6 +251,16 @@ def test_no_more_than_the_share_is_ever_in_memory(tmp_path, graph, share):
     assert run.summary_["kept_nodes"] == len(holdings[0].kept) > 0
     assert run.summary_["memory_peak_bytes"] < run.summary_["memory_bytes"]
     assert run.summary_["bytes_read_training"] > total
+
+
+@pytest.mark.parametrize("most", [0, 10**6])
+def test_many_scattered_rows_are_told(tmp_path, caplog, most):
+    with mock.patch.object(holdings, "SCATTERED", most), caplog.at_level("INFO", "pdadmm"):
+        run = SampledGNN(**SMALL, buffer_share=0.3).fit(GRAPH, memory=MEMORY, scratch=tmp_path)
+    size, train = SMALL["batch_size"], len(GRAPH.splits["train"])
+    most_of_a_step = min(size * math.prod(1 + fanout for fanout in SMALL["fanouts"]), 150 - run.summary_["kept_nodes"])
+    told = f"up to {2 * -(-train // size) * most_of_a_step} scattered rows an epoch"
+    assert (told in caplog.text) == (most == 0)
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from pdadmm.sampling.stored import StoredFeatures, StoredSampler, most_read
 __all__ = ["BufferHolding", "Source", "StreamHolding"]
 
 log = logging.getLogger("pdadmm")
+
+SCATTERED = 1_000_000  # rows an epoch: a disk finds some ten thousand a second
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,16 @@ class StreamHolding:
         self.nbytes = plan.stage + chunk + sum(rows.nbytes for rows in (*self.adjacency, self.cache, *self.halves))
         message = "%d nodes' features stay in memory (%s in all), neighbours of %d steps are drawn together"
         log.info(message, len(self.kept), human_bytes(self.nbytes), plan.window)
+        if self.scattered() > SCATTERED:
+            message = "up to %d scattered rows an epoch: disk_neighbours buffer reads whole parts, should that be slow"
+            log.info(message, self.scattered())
+
+    def scattered(self) -> int:
+        """Return how many nodes' features an epoch reads at the most, there and back."""
+        s, train = self.settings, len(self.source.train)
+        size = min(s.batch_size or train, train)
+        own = size * math.prod(1 + fanout for fanout in s.fanouts)
+        return 2 * -(-train // size) * min(own, len(self.source.rows.indptr) - 1 - len(self.kept))
 
     def sampler(self) -> StoredSampler:
         """Return the sampler of the settings."""
