@@ -18,6 +18,7 @@ from thread_transport import run_ranks
 
 import pdadmm
 from pdadmm.cli import main
+from pdadmm.files import resident_bytes
 from pdadmm.disk.blocks import DiskArray
 from pdadmm.gist.homes import Homes
 from pdadmm.models.gnn import operator_of
@@ -246,7 +247,8 @@ def test_every_solver_tells_what_it_was_to_need(solver, tmp_path, monkeypatch, c
     found = summary["predicted"]
     assert found["bytes_per_iteration"] == 0
     assert found["seconds_per_iteration"] is None
-    assert 0.5 * summary["peak_rss_bytes"] < found["peak_rss_bytes"] < 2 * summary["peak_rss_bytes"]
+    # the peak of this process is that of all tests before
+    assert 0.5 * resident_bytes() < found["peak_rss_bytes"] < 2 * resident_bytes()
 
 
 @pytest.mark.parametrize("more", [[], ["--products", "bf16"]])
