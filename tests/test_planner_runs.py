@@ -18,8 +18,8 @@ from thread_transport import run_ranks
 
 import pdadmm
 from pdadmm.cli import main
-from pdadmm.files import resident_bytes
 from pdadmm.disk.blocks import DiskArray
+from pdadmm.files import resident_bytes
 from pdadmm.gist.homes import Homes
 from pdadmm.models.gnn import operator_of
 from pdadmm.planner import backprop, disk, sampled
