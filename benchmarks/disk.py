@@ -89,14 +89,19 @@ def command(folder: Path, limit: str) -> list[str]:
     return [sys.executable, __file__, "--folder", str(folder), "--child", limit]
 
 
-def run(folder: Path, limit: str) -> dict:
-    """Start a child on cold files and return its figures."""
+def start_cold(folder: Path) -> None:
+    """Remove the last result, and take the graph's files out of the system's cache."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     for path in (folder / "graph").iterdir():
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
         forget(file)
         os.close(file)
+
+
+def run(folder: Path, limit: str) -> dict:
+    """Start a child on cold files and return its figures."""
+    start_cold(folder)
     return json.loads(subprocess.run(command(folder, limit), check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -145,17 +150,21 @@ def table(runs: dict[str, list[dict]]) -> str:
     return "\n".join(rows)
 
 
+def graph_parser(doc: str | None, nodes: int, edges: int, features: int) -> argparse.ArgumentParser:
+    """Return a parser of what the runs of a graph have in common."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    for name, default in (("nodes", nodes), ("edges", edges), ("features", features), ("repeat", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
 def main() -> None:
     """Make the graph, time the runs, kill."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--nodes", type=int, default=2_000_000)
-    parser.add_argument("--edges", type=int, default=30_000_000)
-    parser.add_argument("--features", type=int, default=128)
+    parser = graph_parser(__doc__, 2_000_000, 30_000_000, 128)
     parser.add_argument("--limits", default="1GiB,512MiB")
-    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.wait:

@@ -11,10 +11,8 @@ beyond that at the start.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -22,18 +20,15 @@ import sys
 import time
 from pathlib import Path
 
-from disk import digest, make_graph
+from disk import HOPS, SPLIT, digest, graph_parser, make_graph, start_cold
 
 from pdadmm.augment import Augmenter
 from pdadmm.disk.augment import Request, augment_folder
-from pdadmm.disk.blocks import forget
 from pdadmm.disk.exchange import EXCHANGE_KINDS
 from pdadmm.disk.graph import DiskGraph
 from pdadmm.files import peak_rss_bytes, resident_bytes
 from pdadmm.parallel.launch import make_transport
 from pdadmm.parameters import memory_size
-
-HOPS, SPLIT = 3, "fraction:10/10/80"
 
 
 def child(folder: Path, limit: int, own: bool) -> None:
@@ -65,12 +60,7 @@ def child(folder: Path, limit: int, own: bool) -> None:
 
 def run(folder: Path, ranks: int, memory: str, own: bool) -> dict:
     """Start the ranks on cold files and return their figures."""
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    for path in (folder / "graph").iterdir():
-        file = os.open(path, os.O_RDONLY)
-        os.fsync(file)
-        forget(file)
-        os.close(file)
+    start_cold(folder)
     mpiexec = Path(sys.executable).with_name("mpiexec")
     words = [mpiexec, "-n", ranks, sys.executable, __file__, "--folder", folder, "--memory", memory, "--child"]
     words += ["local"] if own else ["shared"]
@@ -97,15 +87,9 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     """Make the graph, time the runs in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--nodes", type=int, default=200_000)
-    parser.add_argument("--edges", type=int, default=3_000_000)
-    parser.add_argument("--features", type=int, default=64)
+    parser = graph_parser(__doc__, 200_000, 3_000_000, 64)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--memory", default="160MiB")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     limit = memory_size.accept(given.memory)
     if given.child:

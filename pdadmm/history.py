@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,19 @@ from pdadmm.files import parse_json, regular_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History"]
+__all__ = ["History", "bytes_of_iteration"]
+
+
+def bytes_of_iteration(solver: str, sent: Sequence[float]) -> float:
+    """Return what all ranks sent in the last iteration, ``sent`` up to the end of each; of GIST, whose rounds span
+    several, the mean of all.
+
+    >>> bytes_of_iteration("gcn", [10, 30]), bytes_of_iteration("gist", [10, 30])
+    (20, 15.0)
+    """
+    if solver == "gist":
+        return sent[-1] / len(sent)
+    return sent[-1] - (sent[-2] if len(sent) > 1 else 0)
 
 
 class History(list):

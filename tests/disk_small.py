@@ -6,14 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from pdadmm import Augmenter, Graph, InputError
+from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
 from pdadmm.data.checks import SPLIT_NAMES
 from pdadmm.disk import assemble, blocks, operator, plan, slices
 from pdadmm.disk.augment import Request, augment_folder
 from pdadmm.disk.graph import DiskGraph
 
-__all__ = ["cut_small", "in_memory", "least", "request_"]
+__all__ = ["AUGMENTATIONS", "cut_small", "in_memory", "least", "request_"]
+
+
+# Hyper-parameters of an Augmenter.
+AUGMENTATIONS = st.fixed_dictionaries({
+    "hops": st.integers(0, 3), "operator": st.sampled_from(sorted(OPERATORS)),
+    "weighting": st.sampled_from(sorted(WEIGHTINGS)), "scaling": st.sampled_from(sorted(SCALINGS)),
+    "dtype": st.sampled_from(["float32", "float64"]),
+})  # fmt: skip
 
 
 def cut_small(monkeypatch, block_bytes: int = 1 << 9) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_small import cut_small, in_memory, least, request_
+from disk_small import AUGMENTATIONS, cut_small, in_memory, least, request_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpi_launch import NEEDS_MPI, mpiexec
@@ -19,7 +19,7 @@ from strategies import graphs
 
 import pdadmm
 from pdadmm import PDADMMG, Augmenter, Graph, InputError, csbm, make_splits
-from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, propagation_matrix, spmm
+from pdadmm.augment import OPERATORS, SCALINGS, propagation_matrix, spmm
 from pdadmm.cli import main
 from pdadmm.data.checks import SPLIT_NAMES
 from pdadmm.disk import blocks, operator, plan
@@ -61,12 +61,7 @@ def graph() -> Graph:
 def test_the_folder_holds_the_bits_of_the_augmenter(tmp_path_factory, small, graph, data):
     folder = tmp_path_factory.mktemp("a")
     write_graph(graph, folder / "g")
-    parameters = {
-        "hops": data.draw(st.integers(0, 3)), "operator": data.draw(st.sampled_from(sorted(OPERATORS))),
-        "weighting": data.draw(st.sampled_from(sorted(WEIGHTINGS))),
-        "scaling": data.draw(st.sampled_from(sorted(SCALINGS))),
-        "dtype": data.draw(st.sampled_from(["float32", "float64"])),
-    }  # fmt: skip
+    parameters = data.draw(AUGMENTATIONS)
     rows, split = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from([None, "random:3", "fraction:30/20/10"]))
     request = request_(rows=rows, split=split, **parameters)
     with DiskGraph(folder / "g") as disk:

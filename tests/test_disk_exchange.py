@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_small import cut_small, in_memory, least, request_
+from disk_small import AUGMENTATIONS, cut_small, in_memory, least, request_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpi_launch import NEEDS_MPI, mpiexec
@@ -22,7 +22,6 @@ from strategies import graphs
 from thread_transport import ThreadTransport, run_ranks
 
 from pdadmm import Augmenter, Graph, InputError, csbm, make_splits
-from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS
 from pdadmm.cli import main
 from pdadmm.disk import blocks, exchange, jobs
 from pdadmm.disk.augment import ROWS, Request, augment_folder
@@ -89,12 +88,7 @@ def test_ranks_that_share_no_folder_give_the_bits_of_the_augmenter(tmp_path_fact
     folder, ranks = tmp_path_factory.mktemp("e"), data.draw(st.integers(1, 3))
     graph = data.draw(graphs(weighted=False)) if data.draw(st.booleans()) else csbm(80, num_features=40, seed=3)
     write_graph(graph, folder / "g")
-    parameters = {
-        "hops": data.draw(st.integers(0, 3)), "operator": data.draw(st.sampled_from(sorted(OPERATORS))),
-        "weighting": data.draw(st.sampled_from(sorted(WEIGHTINGS))),
-        "scaling": data.draw(st.sampled_from(sorted(SCALINGS))),
-        "dtype": data.draw(st.sampled_from(["float32", "float64"])),
-    }  # fmt: skip
+    parameters = data.draw(AUGMENTATIONS)
     rows = data.draw(st.sampled_from(ROWS)) if graph.splits else "all"
     with DiskGraph(folder / "g") as disk:
         enough = least(disk, request_(rows=rows, **parameters), folder / "out")

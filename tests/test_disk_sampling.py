@@ -152,21 +152,25 @@ def test_a_small_buffer_reads_what_the_formula_says_and_holds_no_more(tmp_path):
     assert told["bytes_written"] == 4 * GRAPH.features.size + 2 * hidden
 
 
+def cut_off(solver: SampledGNN, scratch: Path, iteration: int) -> SampledGNN:
+    """Fit until an iteration has ended, then go on from the checkpoint."""
+
+    def watch(row) -> None:
+        if row["iteration"] == iteration:
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        solver.fit(GRAPH, memory=MEMORY, scratch=scratch, watch=watch)
+    return solver.fit(GRAPH, memory=MEMORY, scratch=scratch, resume=True)
+
+
 def test_a_run_that_was_cut_off_goes_on_with_the_same_bits(tmp_path):
     solver = SampledGNN(**SMALL, **BUFFER, buffer_share=0.3)
     expected = outcome(solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "whole"))
     assert outcome(solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "again")) == expected
     other = SampledGNN(**SMALL, **BUFFER, buffer_share=0.3, seed=1)
     assert outcome(other.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "seed")) != expected
-
-    def cut_off(row) -> None:
-        if row["iteration"] == 3:
-            raise ArithmeticError
-
-    with pytest.raises(ArithmeticError):
-        solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "cut", watch=cut_off)
-    again = solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "cut", resume=True)
-    assert outcome(again) == expected
+    assert outcome(cut_off(solver, tmp_path / "cut", iteration=3)) == expected
     with pytest.raises(InputError, match=r"scratch = .*a folder without checkpoints"):
         solver.fit(GRAPH, memory=MEMORY, scratch=tmp_path / "cut")
     another = csbm(150, num_classes=3, num_features=6, seed=3)

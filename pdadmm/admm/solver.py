@@ -29,7 +29,7 @@ from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.disk.storage import Storage
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
-from pdadmm.parallel.device import StagedTransport, choose_device, moved, synchronize
+from pdadmm.parallel.device import CPU, StagedTransport, choose_device, moved, synchronize
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.rank_grid import choose_grid, join_grid
 from pdadmm.parallel.transport import Transport
@@ -49,7 +49,6 @@ __all__ = ["ADMMSolver"]
 
 MOST_BACKOFFS = 10  # in a stage: rho may rise that many times tenfold
 
-CPU = torch.device("cpu")
 AnyNetwork = Network | StreamedNetwork
 log = logging.getLogger("pdadmm")
 

@@ -32,11 +32,11 @@ from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.errors import InputError
 from pdadmm.files import resident_bytes
-from pdadmm.history import History
+from pdadmm.history import History, bytes_of_iteration
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
-from pdadmm.planner.report import bytes_of_iteration, predict_run, sentence, warm
+from pdadmm.planner.report import predict_run, sentence, warm
 from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
@@ -183,7 +183,7 @@ def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], t
 
 def _compare(summary: dict[str, Any], history: History) -> None:
     """Print predicted beside measured, where there is a model of the solver."""
-    line = sentence(summary, bytes_of_iteration(summary["solver"], history))
+    line = sentence(summary, bytes_of_iteration(summary["solver"], history.column("bytes")))
     if line is not None:
         print(line)
 

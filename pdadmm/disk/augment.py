@@ -21,7 +21,7 @@ from pdadmm.disk.assemble import SlicedRows, finish_rows, write_rows
 from pdadmm.disk.augmented import AUGMENTED_FORMAT, AUGMENTED_HEADER
 from pdadmm.disk.blocks import NewArray, copy_array
 from pdadmm.disk.dataset import splits_of
-from pdadmm.disk.exchange import Exchange
+from pdadmm.disk.exchange import Exchange, OnAll, Tell
 from pdadmm.disk.graph import HEADER, DiskGraph
 from pdadmm.disk.jobs import check_local, check_room, disk_errors, forget_local, local_folder, open_job, open_local
 from pdadmm.disk.manifest import Manifest
@@ -38,8 +38,6 @@ __all__ = ["ROWS", "Request", "augment_folder"]
 
 ROWS = ("labelled", "all")
 Watch = Callable[[str, int, int], None]
-Tell = Callable[[Iterator[int]], None]
-OnAll = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)

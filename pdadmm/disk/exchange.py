@@ -27,7 +27,7 @@ from pdadmm.errors import InputError
 from pdadmm.parallel.placement import run_of
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["EXCHANGE_KINDS", "Exchange"]
+__all__ = ["EXCHANGE_KINDS", "Exchange", "OnAll", "Tell"]
 
 # Kinds of the ledger: X to the owners of slices, rows that the scaling is learned from, rows of the result.
 EXCHANGE_KINDS = ("columns", "fit", "rows")

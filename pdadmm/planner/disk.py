@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from pdadmm.admm.products import PRODUCTS
 from pdadmm.disk.state import BUFFERS, Layout
 from pdadmm.disk.storage import Blocks, state_columns
@@ -17,9 +19,7 @@ UNLIMITED = 1 << 62  # bytes
 WORKED = 12  # arrays of a block, as wide as the widest layer, that live within an update
 
 
-def _dtype(job: Job):
-    import torch
-
+def _dtype(job: Job) -> torch.dtype:
     return torch.float64 if job.itemsize == 8 else torch.float32
 
 

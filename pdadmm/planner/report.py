@@ -10,7 +10,6 @@ from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.console import human_bytes, human_seconds
 from pdadmm.data import Graph
 from pdadmm.gist.estimator import GIST
-from pdadmm.history import History
 from pdadmm.planner.forecast import Setting
 from pdadmm.planner.machine import known_machine, machine_folder
 from pdadmm.planner.runs import (
@@ -25,7 +24,7 @@ from pdadmm.planner.runs import (
 from pdadmm.planner.simulate import Link
 from pdadmm.sampling.estimator import SampledGNN
 
-__all__ = ["bytes_of_iteration", "predict_run", "sentence", "warm"]
+__all__ = ["predict_run", "sentence", "warm"]
 
 
 def warm(settings: Any) -> None:
@@ -67,14 +66,6 @@ def _told(settings: Any, graph: Graph | Any, summary: dict[str, Any]) -> Told | 
     if isinstance(settings, SampledGNN):
         return Told(0) if limit is not None else sampled_run(settings, graph, summary, setting)
     return gist_run(settings, graph, summary, setting) if isinstance(settings, GIST) else None
-
-
-def bytes_of_iteration(solver: str, history: History) -> float:
-    """Return what all ranks sent in the last iteration; of GIST, whose rounds span several, the mean of all."""
-    sent = [row["bytes"] for row in history]
-    if solver == "gist":
-        return sent[-1] / len(sent)
-    return sent[-1] - (sent[-2] if len(sent) > 1 else 0)
 
 
 def sentence(summary: dict[str, Any], sent: float) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pdadmm.console import human_bytes, human_seconds
 from pdadmm.files import is_number
-from pdadmm.history import History
+from pdadmm.history import History, bytes_of_iteration
 from pdadmm.parallel.ledger import PAYLOAD_KINDS
 from pdadmm.report.folder import numbers
 
@@ -165,13 +165,9 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
 
 
 def _bytes_of_iteration(summary: Mapping[str, Any], history: History) -> float | None:
-    """Return what all ranks sent in the last iteration of the history; of GIST, whose rounds span several, the mean."""
-    found = [numbers(row, "bytes")[0] for row in history[-2:]]
-    if not found or found[-1] is None or found[0] is None:
-        return None
-    if summary.get("solver") == "gist":
-        return found[-1] / len(history)
-    return found[-1] - found[0] if len(found) == 2 else found[0]
+    """Return the measured bytes of an iteration, None where the history does not tell them."""
+    sent = [numbers(row, "bytes")[0] for row in history]
+    return None if not sent or None in sent[-2:] else bytes_of_iteration(str(summary.get("solver")), sent)
 
 
 def settings(config: Mapping[str, Any] | None) -> str:

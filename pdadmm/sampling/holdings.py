@@ -88,9 +88,10 @@ class StreamHolding:
         self.nbytes = plan.stage + chunk + sum(rows.nbytes for rows in (*self.adjacency, self.cache, *self.halves))
         message = "%d nodes' features stay in memory (%s in all), neighbours of %d steps are drawn together"
         log.info(message, len(self.kept), human_bytes(self.nbytes), plan.window)
-        if self.scattered() > SCATTERED:
+        scattered = self.scattered()
+        if scattered > SCATTERED:
             message = "up to %d scattered rows an epoch: disk_neighbours buffer reads whole parts, should that be slow"
-            log.info(message, self.scattered())
+            log.info(message, scattered)
 
     def scattered(self) -> int:
         """Return how many nodes' features an epoch reads at the most, there and back."""
