@@ -247,7 +247,8 @@ def test_every_solver_tells_what_it_was_to_need(solver, tmp_path, monkeypatch, c
     summary = json.loads(told.read_text())
     found = summary["predicted"]
     assert found["bytes_per_iteration"] == 0
-    assert found["seconds_per_iteration"] is None
+    timed = solver not in ("sage", "gist")
+    assert found.get("seconds_per_iteration", "no model") == (None if timed else "no model")
     # the peak of this process is that of all tests before
     assert 0.5 * resident_bytes() < found["peak_rss_bytes"] < 2 * resident_bytes()
 

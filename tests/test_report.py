@@ -163,6 +163,17 @@ def test_predicted_stands_beside_measured(folder, tmp_path):
     assert re.findall(r"<th scope=row>(p|control)</th>", page(read_run(copy))) == ["p", "control"]
 
 
+def test_the_page_says_why_no_seconds_were_predicted(folder, tmp_path):
+    told = {"bytes_per_iteration": 1000, "peak_rss_bytes": 2e8}
+    without, uncalibrated = (
+        page(read_run(changed(folder, tmp_path / name, predicted=found)))
+        for name, found in (("without", told), ("uncalibrated", told | {"seconds_per_iteration": None}))
+    )
+    assert "there is no model of them" in without
+    assert "--calibrate" not in without.partition("Predicted and")[2]
+    assert "once <code>pdadmm plan --calibrate</code>" in uncalibrated
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -40,15 +40,20 @@ def predict_run(
 ) -> dict[str, float | None] | None:
     """Return what a finished run was to need, from its settings alone; None for a solver without a model.
 
-    ``settings`` are checked ones, ``base`` is the memory before the run. Seconds are None without a calibration of this
-    machine. ``disk_bytes_per_iteration`` is there where a run from disk is foreseen.
+    ``settings`` are checked ones, ``base`` is the memory before the run. ``seconds_per_iteration`` is there where there
+    is a model of them, None without a calibration of this machine; ``disk_bytes_per_iteration`` where a run from disk
+    is foreseen.
     """
     told = _told(settings, graph, summary)
     if told is None:
         return None
     memory = None if told.memory is None else base + told.memory
-    found = {"seconds_per_iteration": told.seconds, "bytes_per_iteration": told.sent, "peak_rss_bytes": memory}
-    return found if told.disk is None else found | {"disk_bytes_per_iteration": told.disk}
+    found = {"bytes_per_iteration": told.sent, "peak_rss_bytes": memory}
+    if told.timed:
+        found["seconds_per_iteration"] = told.seconds
+    if told.disk is not None:
+        found["disk_bytes_per_iteration"] = told.disk
+    return found
 
 
 def _told(settings: Any, graph: Graph | Any, summary: dict[str, Any]) -> Told | None:

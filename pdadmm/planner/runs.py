@@ -34,13 +34,15 @@ EXACT_HALOS = ("exact", "pipelined", "mix")
 @dataclass(frozen=True)
 class Told:
     """What an iteration is to need: ``sent`` by all ranks, ``memory`` of the rank that needs most above what it had,
-    ``seconds``, ``disk``: bytes read and written. None for what there is no model of.
+    ``seconds``, ``disk``: bytes read and written. None for what there is no model of, and for seconds that the machine
+    was not calibrated for; ``timed``: there is a model of them.
     """
 
     sent: int
     memory: float | None = None
     seconds: float | None = None
     disk: int | None = None
+    timed: bool = False
 
 
 # pdADMM-G
@@ -77,7 +79,7 @@ def admm_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Sett
     if settings.products != "full" or summary["device"] != "cpu":
         return Told(sent)
     seconds = None if setting is None else forecast_grid(job, grid, setting).seconds
-    return Told(sent, peak(job, grid)[0], seconds)
+    return Told(sent, peak(job, grid)[0], seconds, timed=True)
 
 
 def streamed_run(settings: Any, graph: Graph | Any, limit: int, setting: Setting | None) -> Told:
@@ -89,7 +91,7 @@ def streamed_run(settings: Any, graph: Graph | Any, limit: int, setting: Setting
     if settings.products != "full":
         return Told(0, disk=moved)
     seconds = None if setting is None else disk.pass_seconds(job, block, setting.machine)
-    return Told(0, disk.pass_memory(job, block, isinstance(graph, Graph)), seconds, moved)
+    return Told(0, disk.pass_memory(job, block, isinstance(graph, Graph)), seconds, moved, timed=True)
 
 
 # Backpropagation
@@ -105,7 +107,7 @@ def backprop_run(settings: Any, graph: Graph, ranks: int, setting: Setting | Non
     seconds = None
     if setting is not None:
         seconds = backprop.pass_seconds(job, ranks, setting.machine, setting.link, setting.per_host)
-    return Told(backprop.pass_bytes(job, ranks), backprop.pass_memory(job, ranks), seconds)
+    return Told(backprop.pass_bytes(job, ranks), backprop.pass_memory(job, ranks), seconds, timed=True)
 
 
 # GNNs
@@ -123,7 +125,7 @@ def full_graph_run(settings: FullGraph, graph: Graph, summary: dict[str, Any], s
         return None
     job, mixed, ranks = gnn_of_run(settings, graph, summary["halo_rows"]), summary["halo"] == "mix", summary["ranks"]
     seconds = None if setting is None else forecast_gnn(job, setting, mixed).seconds
-    return Told(epoch_bytes(job, ranks, mixed), epoch_memory(job, ranks, mixed), seconds)
+    return Told(epoch_bytes(job, ranks, mixed), epoch_memory(job, ranks, mixed), seconds, timed=True)
 
 
 def _filled(settings: Any, graph: Graph) -> float:
@@ -169,7 +171,7 @@ def sampled_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: S
         share = len(run_of(size, 0, ranks))
         pieces = sampled.neighbour_pieces(graph.adjacency, train, settings.fanouts, share, diagonal)
     job = _sampled_job(settings, graph, steps, pieces, own)
-    return Told(sampled.epoch_bytes(job, ranks), sampled.epoch_memory(job), None)  # drawing has no model of its time
+    return Told(sampled.epoch_bytes(job, ranks), sampled.epoch_memory(job))  # drawing has no model of its time
 
 
 def gist_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Setting | None) -> Told:
@@ -178,4 +180,4 @@ def gist_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Sett
     steps, pieces = _clustered(settings, graph, summary["clusters"], 1)
     parts = settings.parts or min(ranks, settings.hidden)
     job = gist.GISTJob(_sampled_job(settings, graph, steps, pieces), settings.architecture, parts, settings.local_steps)
-    return Told(gist.gist_bytes(job, ranks), gist.gist_memory(job, ranks), None)
+    return Told(gist.gist_bytes(job, ranks), gist.gist_memory(job, ranks))

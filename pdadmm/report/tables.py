@@ -159,15 +159,18 @@ def predicted(summary: Mapping[str, Any], history: History) -> str:
         rows.append([words.get(name, "peak memory of a rank"), show(value), show(found), ratio])
     text = table(["", "predicted", "measured", "measured / predicted"], rows, "numbers")
     if told.get("seconds_per_iteration") is None:
-        how = "once <code>pdadmm plan --calibrate</code> has measured this machine"
-        text += f'<p class="missing">Seconds are predicted {how}.</p>\n'
+        how = "are predicted once <code>pdadmm plan --calibrate</code> has measured this machine"
+        if "seconds_per_iteration" not in told:
+            how = "are not predicted: there is no model of them for such a run"
+        text += f'<p class="missing">Seconds {how}.</p>\n'
     return text
 
 
 def _bytes_of_iteration(summary: Mapping[str, Any], history: History) -> float | None:
     """Return the measured bytes of an iteration, None where the history does not tell them."""
-    sent = [numbers(row, "bytes")[0] for row in history]
-    return None if not sent or None in sent[-2:] else bytes_of_iteration(str(summary.get("solver")), sent)
+    found = [numbers(row, "bytes")[0] for row in history]
+    sent = [value for value in found if value is not None]
+    return bytes_of_iteration(str(summary.get("solver")), sent) if sent and len(sent) == len(found) else None
 
 
 def settings(config: Mapping[str, Any] | None) -> str:
