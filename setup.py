@@ -47,7 +47,7 @@ setup(
             libraries=["m"],
             optional=True,
         )
-        for name in ("codec", "updates", "factor", "spmm", "operator")
+        for name in ("codec", "updates", "factor", "spmm", "operator", "scattered")
     ],
     install_requires=[
         "torch>=2.11,<2.14",

@@ -31,10 +31,11 @@ def facts() -> dict[str, str]:
     """Return what is installed and what this machine offers, as lines to print."""
     import torch
 
-    from pdadmm.kernels import cpu, factor, spmm, updates
+    from pdadmm.kernels import cpu, factor, scattered, spmm, updates
 
     built = {"updates": (updates, "plain torch"), "factors": (factor, "LAPACK")}
     built |= {"codec": (cpu, "plain torch"), "S X": (spmm, "scipy")}
+    built["rows from disk"] = scattered, "Python"
     kernels = [f"{name} {'compiled' if one.available() else instead}" for name, (one, instead) in built.items()]
     return {
         "pdadmm": f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}",

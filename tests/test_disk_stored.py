@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,7 @@ from pdadmm import Graph, InputError, SampledGNN
 from pdadmm.disk import scattered
 from pdadmm.disk.blocks import DiskArray, Traffic
 from pdadmm.disk.scattered import ScatteredPool, ScatteredReader, ScatteredRows
+from pdadmm.kernels import scattered as kernel
 from pdadmm.models.gnn import ARCHITECTURES, Aggregation, operator_of
 from pdadmm.sampling import holdings
 from pdadmm.sampling.buffered import OperatorRows
@@ -36,6 +38,8 @@ def disk_array(folder, array: np.ndarray) -> DiskArray:
 
 # Scattered rows
 
+WAYS = [False, *([True] if kernel.available() else [])]  # in C, where that was built
+
 
 @MANY
 @given(
@@ -48,21 +52,37 @@ def test_ranges_of_rows_are_read_whatever_lies_between_them(tmp_path_factory, le
     shape = (int(starts[-1] + counts[-1]) + 2,) + (() if width is None else (width,))
     whole = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     expected = whole[np.concatenate([np.arange(a, a + n) for a, n in zip(starts, counts)])]
-    out = np.zeros_like(expected)
-    array = disk_array(tmp_path_factory.mktemp("rows"), whole)
+    array, read = disk_array(tmp_path_factory.mktemp("rows"), whole), []
     with array, mock.patch.object(scattered, "GAP_BYTES", gap):
-        ScatteredReader(stage).read(array, starts, counts, out)
-    np.testing.assert_array_equal(out, expected)
+        for compiled in WAYS:
+            out, before = np.zeros_like(expected), array.traffic.read
+            with mock.patch.object(kernel, "available", lambda compiled=compiled: compiled):
+                ScatteredReader(stage).read(array, starts, counts, out)
+            np.testing.assert_array_equal(out, expected)
+            read.append(array.traffic.read - before)
     through = sum(skip for skip, count in lengths[1:])
-    assert expected.nbytes <= array.traffic.read <= expected.nbytes + through * array.row_bytes
+    assert len(set(read)) == 1
+    assert expected.nbytes <= read[0] <= expected.nbytes + through * array.row_bytes
 
 
-def test_neighbouring_rows_come_in_one_read_and_wide_gaps_are_left_out(tmp_path):
-    with disk_array(tmp_path, np.arange(20_000.0)) as array, mock.patch.object(array, "rows", wraps=array.rows) as rows:
+@pytest.mark.parametrize("compiled", WAYS)
+def test_neighbouring_rows_come_in_one_read_and_wide_gaps_are_left_out(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel, "available", lambda: compiled)
+    with disk_array(tmp_path, np.arange(20_000.0)) as array:
         starts, out = np.array([5, 6, 10, 15_000]), np.empty(4)
         ScatteredReader(1000).read(array, starts, np.ones(4, np.int64), out)
-        assert [call.args[:2] for call in rows.call_args_list] == [(5, 11), (15_000, 15_001)]
         np.testing.assert_array_equal(out, starts)
+        assert array.traffic.read == 8 * (6 + 1)
+
+
+@pytest.mark.parametrize("compiled", WAYS)
+def test_a_file_that_ends_early_is_named(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel, "available", lambda: compiled)
+    with disk_array(tmp_path, np.arange(5000.0)) as array:
+        os.truncate(array.path, array.data_start + 8 * 4000)
+        out = np.empty(2)
+        with pytest.raises(InputError, match=r"a\.npy.*ends too early"):
+            ScatteredReader(1000).read(array, np.array([3, 4500]), np.ones(2, np.int64), out)
 
 
 # Batches

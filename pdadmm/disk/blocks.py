@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,13 +171,19 @@ class DiskArray:
         assert out.shape == (stop - start, *self.shape[1:])
         assert out.dtype == self.dtype
         offset = self.data_start + start * self.row_bytes
-        try:
+        with self.reading():
             read_into(self.file, out, offset, self.traffic)
-        except OSError as error:
-            raise InputError("file", str(self.path), "a file that can be read", error.strerror or "") from None
         if not again:
             forget(self.file, offset, out.nbytes)
         return out
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what the system says of the file into an InputError."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError("file", str(self.path), "a file that can be read", error.strerror or "") from None
 
     def fetch(self, start: int, stop: int) -> None:
         """Let the system read these rows ahead."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pdadmm.disk.blocks import DiskArray
+from pdadmm.kernels import scattered as kernel
 
 __all__ = ["GAP_BYTES", "ScatteredPool", "ScatteredReader", "ScatteredRows", "stretches"]
 
@@ -42,6 +43,18 @@ class ScatteredReader:
         starts, stops = starts[full], starts[full] + counts[full]
         new = np.flatnonzero(starts[1:] != stops[:-1])
         starts, stops = starts[np.append(0, new + 1)[: len(full)]], stops[np.append(new, len(stops) - 1)[: len(full)]]
+        if kernel.available():
+            self._read_compiled(array, starts, stops, out)
+        else:
+            self._read_plain(array, starts, stops, out)
+
+    def _read_compiled(self, array: DiskArray, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
+        with array.reading():
+            file, first = array.file, array.data_start
+            read = kernel.read_ranges(file, first, array.row_bytes, starts, stops, GAP_BYTES, self.stage, out)
+        array.traffic.add(read=read)
+
+    def _read_plain(self, array: DiskArray, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
         places = np.append(0, np.cumsum(stops - starts))
         for a, b in self._spans(starts, stops, array.row_bytes):
             target = out[places[a] : places[b]]
