@@ -19,7 +19,7 @@ from pdadmm.parallel.device import HostMemory
 
 __all__ = ["free_bytes", "propagate_on"]
 
-_SLICE_BYTES = 1 << 30  # default size of one [V, w] slice; main memory pins as much
+_SLICE_BYTES = 1 << 28  # default size of one [V, w] slice; main memory pins as much, which torch keeps
 _LEAST_WIDTH, _MOST_WIDTH = 32, 256  # columns: narrower slices gather less than 128 bytes an edge, wider gain nothing
 _SHARE = 0.9  # of the free memory: cuSPARSE and loading of kernels take some
 
@@ -42,8 +42,8 @@ def propagate_on(
 ) -> np.ndarray:
     """``propagate`` with its hops on ``device``; the result lies in main memory and agrees to rounding.
 
-    S is copied there once; then come columns of X, ``slice_columns`` at a time (default: 1 GiB a slice, from 32 to
-    256 columns, as far as memory is free), each alone through all K hops. Memory of the device: S and 2 slices [V, w],
+    S is copied there once; then come columns of X, ``slice_columns`` at a time (default: 256 MiB a slice, from 32
+    to 256 columns, as far as memory is free), each alone through all K hops. Memory of the device: S and 2 slices [V, w],
     one more of the kept ``rows`` where they are given, and one of the sum where hops are averaged; main memory: the
     result and a pinned slice (and one sparse copy of a sparse X). Where the device runs out of memory, slices are
     made narrower. With our kernel (``takes_kernel``) the bits are the same for every width.
