@@ -43,10 +43,10 @@ def propagate_on(
     """``propagate`` with its hops on ``device``; the result lies in main memory and agrees to rounding.
 
     S is copied there once; then come columns of X, ``slice_columns`` at a time (default: 256 MiB a slice, from 32
-    to 256 columns, as far as memory is free), each alone through all K hops. Memory of the device: S and 2 slices [V, w],
-    one more of the kept ``rows`` where they are given, and one of the sum where hops are averaged; main memory: the
-    result and a pinned slice (and one sparse copy of a sparse X). Where the device runs out of memory, slices are
-    made narrower. With our kernel (``takes_kernel``) the bits are the same for every width.
+    to 256 columns, as far as memory is free), each slice alone through all K hops. Memory of the device: S and two
+    slices [V, w], one more of the kept ``rows`` where they are given, and one of the sum where hops are averaged; main
+    memory: the result and a pinned slice (and one sparse copy of a sparse X). Where the device runs out of memory,
+    slices are made narrower. With our kernel (``takes_kernel``) the bits are the same for every width.
 
     Raises InputError for a feature that is not finite in S's dtype, and where not even one column fits.
     """
