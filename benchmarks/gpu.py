@@ -3,6 +3,8 @@
     python benchmarks/gpu.py --repeat 9 --json gpu.json      (needs 16 GB of GPU memory; 120 GB for the iteration)
     python benchmarks/gpu.py --layers 5                      (an iteration in 70 GB)
 
+The hops of the augmentation as a whole start and end in main memory; what crosses the bus is counted, once.
+
 The iteration is that of a network of ``--layers`` of ``--width`` on ``--nodes``, in plain float32. Its limit are the
 products, inverses and solves alone, on arrays of the same shapes, and the traffic: every state array (p, z, q, u, r of
 each layer) read and written once, at the time of a copy.
@@ -18,13 +20,19 @@ import json
 import platform
 import statistics
 import sys
+import time
+from unittest import mock
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from iteration import products as products_alone
 from shared import full_network, random_problem
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import softmax_newton
+from pdadmm.augment import propagate
+from pdadmm.augment.device import propagate_on
 from pdadmm.kernels import gpu
 from pdadmm.quantize import Codec, make_grid
 
@@ -179,6 +187,23 @@ def products(table: Table, name: str, V: int, E: int, w: int, power: float) -> N
               traffic / 2, unit)  # fmt: skip
 
 
+def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
+    """All hops of F columns, in and out of main memory: by each product on the device, and once without it."""
+    pointers, columns = (x.cpu().numpy() for x in random_graph(V, E, 0.8))
+    values = np.repeat(1.0 / np.diff(pointers), np.diff(pointers)).astype(np.float32)
+    S, X = sp.csr_array((values, columns, pointers), shape=(V, V)), torch.randn(V, F).numpy()
+    began = time.perf_counter()
+    expected = torch.from_numpy(propagate(S, X, hops))
+    print(f"| augmentation, {hops} hops of {F} columns, main memory, {torch.get_num_threads()} threads "
+          f"| {1e3 * (time.perf_counter() - began):.0f}, once | | | |")  # fmt: skip
+    size, there = 4.0 * V * F * (hops + 2) + 8.0 * len(columns), torch.device("cuda", torch.cuda.current_device())
+    for name, ours in (("cuSPARSE", False), ("ours", True)):
+        with mock.patch("pdadmm.augment.device.takes_kernel", lambda dtype, ours=ours: ours):
+            near(torch.from_numpy(propagate_on(there, S, X, hops)), expected)
+            table.add(f"augmentation, {hops} hops of {F} columns, {name}", lambda: propagate_on(there, S, X, hops),
+                      size, "GB/s over the bus")  # fmt: skip
+
+
 def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: int = 10) -> None:
     """An iteration of the whole network on the device, beside its products and its traffic."""
     needed, (free, _) = 4.0 * V * (n * (5 * layers + 8) + inputs), torch.cuda.mem_get_info()
@@ -240,6 +265,7 @@ def main() -> None:
         messages(table, args.nodes, args.width, bits)
     products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
     products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
+    augmentation(table, args.graph_nodes, args.edges, args.columns)
     iteration(table, args.nodes, args.width, args.layers, args.inputs)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,8 +83,10 @@ class GraphClassifier(NodeClassifier):
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
             began = time.perf_counter()
+            device = "cpu" if on_disk else getattr(settings, "device", "cpu")
+            self.augmenter_.device = device
             if isinstance(graph, AugmentedFolder):
-                self.augmenter_ = graph.same_augmenter(self.augmenter_)
+                self.augmenter_ = copy.copy(graph.same_augmenter(self.augmenter_))
                 if on_disk:
                     nodes = parts["train"].stop
                     X = Centred(FolderRows(graph, rows), nodes, getattr(torch, settings.dtype))
@@ -92,6 +95,7 @@ class GraphClassifier(NodeClassifier):
             elif transport.rank == 0:
                 X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
             seconds = time.perf_counter() - began
+            self.augmenter_.device = "cpu" if device == "cpu" else "auto"  # to predict on any machine
         else:
             inputs = X.shape[1]
         shift = None

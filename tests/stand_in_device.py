@@ -3,11 +3,13 @@
 ``with StandIn() as device`` catches what makes arrays on ``device.torch``; each is a DeviceTensor around a CPU tensor.
 An operation on arrays of both kinds is an AssertionError, but for copies between them and single numbers, as on a GPU;
 so is reading one's memory. ``device.crossings`` are the numbers of elements of every copy from one kind to the other.
-The mode holds in the thread that entered it.
+With ``StandIn(capacity)`` arrays of more bytes in all are a torch.OutOfMemoryError; ``device.peak`` is the most there
+were. The mode holds in the thread that entered it.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,10 +32,13 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
+        if inner.layout == torch.sparse_csr:  # a wrapper has strides: those of a dense matrix do no harm
+            more: dict[str, Any] = {"strides": (inner.shape[1], 1)}
+        else:
+            more = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(),
-            dtype=inner.dtype, layout=inner.layout, device=DEVICE,
-        )  # fmt: skip
+            cls, inner.size(), dtype=inner.dtype, device=DEVICE, **more
+        )
 
     def __init__(self, inner: torch.Tensor) -> None:
         assert type(inner) is torch.Tensor
@@ -70,12 +75,32 @@ class StandIn(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is compiled, and its import takes seconds
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         super().__init__()
         self.crossings: list[int] = []
+        self.capacity, self.peak = capacity, 0
+        self.arrays: list[weakref.ref[DeviceTensor]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(function, args, kwargs or {}, self.crossings)
+        result = dispatch(function, args, kwargs or {}, self.crossings)
+        if self.capacity is not None and isinstance(result, DeviceTensor):
+            self.arrays.append(weakref.ref(result))
+            self.peak = max(self.peak, self.held())
+            if self.held() > self.capacity:
+                raise torch.OutOfMemoryError(f"CUDA out of memory: {self.held()} bytes of {self.capacity}")
+        return result
+
+    def held(self) -> int:
+        """The bytes of all arrays on the device that are still in use; views of one array are one."""
+        self.arrays = [array for array in self.arrays if array() is not None]
+        storages = {}
+        with no_dispatch():
+            for inner in (array().inner for array in self.arrays):  # type: ignore[union-attr]
+                parts = [inner]
+                if inner.layout == torch.sparse_csr:
+                    parts = [inner.crow_indices(), inner.col_indices(), inner.values()]
+                storages |= {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in parts}
+        return sum(storages.values())
 
 
 def dispatch(function: Any, args: Any, kwargs: dict[str, Any], crossings: list[int] | None = None) -> Any:

@@ -55,9 +55,10 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    """Let "cuda" be the stand-in."""
+    """Let "cuda" be the stand-in; the augmentation on it has tests of its own, test_augment_device.py."""
     monkeypatch.setattr(solver_module, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
     monkeypatch.setattr("pdadmm.admm.estimator.check_device", lambda name: None)
+    monkeypatch.setattr(device_module, "own_device", lambda name: CPU)
 
 
 @pytest.fixture

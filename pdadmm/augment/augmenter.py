@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import numpy as np
@@ -31,9 +33,12 @@ class Augmenter:
     Parameters: ``hops`` K >= 0; ``operator`` "sym", "rw", "col"; ``weighting`` "powers", "ppr", "heat";
     ``alpha`` in [0, 1], the PPR teleport probability; ``heat_time`` >= 0, the heat kernel's t; ``scaling``
     "hop-std", "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of the work and of the result;
-    ``slice_columns``, columns that travel together (default: 8 MiB a slice; the result is the same for all).
+    ``slice_columns``, columns that travel together (default: 8 MiB a slice; the result is the same for all);
+    ``device`` "cpu", "cuda" (hops on this process's GPU, the rest in main memory; equal to rounding) or "auto"
+    ("cuda" where there is a GPU), which may be set anew at any time and is no part of ``state``.
 
-    Memory: the result, two slices [V, slice_columns], S (8 bytes per non-zero) and a copy of a sparse X.
+    Memory: the result, two slices [V, slice_columns], S (8 bytes per non-zero) and a copy of a sparse X; that of a GPU
+    and the slices there: pdadmm.augment.device.propagate_on.
     Learned: ``num_features_`` F, ``shift_`` and ``scale_`` [n0]. Raises InputError for a parameter out of
     range.
 
@@ -45,6 +50,9 @@ class Augmenter:
     [[2.0, 3.0], [4.0, 3.0]]
     """
 
+    # Where hops run says nothing about the result: device is left out of vars(), by which augmentations are compared.
+    __slots__ = ("__dict__", "__weakref__", "device")
+
     def __init__(
         self,
         hops: int = 4,
@@ -55,6 +63,7 @@ class Augmenter:
         scaling: str = "hop-std",
         dtype: str = "float32",
         slice_columns: int | None = None,
+        device: str = "cpu",
     ) -> None:
         _whole("hops", hops, 0)
         _one_of("operator", operator, OPERATORS)
@@ -65,9 +74,10 @@ class Augmenter:
         _one_of("dtype", dtype, ("float32", "float64"))
         if slice_columns is not None:
             _whole("slice_columns", slice_columns, 1)
+        _one_of("device", device, ("cpu", "cuda", "auto"))
         self.hops, self.operator, self.weighting = hops, operator, weighting
         self.alpha, self.heat_time, self.scaling = alpha, heat_time, scaling
-        self.dtype, self.slice_columns = dtype, slice_columns
+        self.dtype, self.slice_columns, self.device = dtype, slice_columns, device
 
     def num_outputs(self, num_features: int) -> int:
         """The width n0 of p_1: (K + 1) F for "powers", F for an averaged block."""
@@ -79,8 +89,8 @@ class Augmenter:
         ``graph`` has ``adjacency`` (scipy sparse [V, V]) and ``features`` (array or scipy sparse [V, F]);
         ``rows``: the nodes to keep, node numbers or a mask (default: all V); ``fit_rows``: likewise, out of
         these (default: all of these; give the training nodes to leave the rest out). Returns p_1
-        [len(rows) or V, n0], C-contiguous. Raises InputError for an unusable graph, row or feature, and for a
-        result that this machine's memory does not hold.
+        [len(rows) or V, n0], C-contiguous. Raises InputError for an unusable graph, row or feature, for a
+        result that this machine's memory does not hold, and for a GPU that is not there or too small.
         """
         kept, raw = self._augment(graph, rows)
         fitted = _positions(fit_rows, kept, graph.features.shape[0])
@@ -139,6 +149,7 @@ class Augmenter:
         return scaler
 
     def _augment(self, graph, rows) -> tuple[np.ndarray | None, np.ndarray]:
+        propagate = self._propagation()
         X = _checked_features(graph)
         kept = None if rows is None else _node_numbers("rows", rows, X.shape[0])
         self._check_memory(X.shape[0] if kept is None else len(kept), X.shape[1])
@@ -147,6 +158,16 @@ class Augmenter:
             raise InputError("graph.features", f"{X.shape[0]} rows", f"{S.shape[0]} rows, one per node")
         weights = hop_weights(self.weighting, self.hops, self.alpha, self.heat_time)
         return kept, propagate(S, X, self.hops, weights, kept, self.slice_columns)
+
+    def _propagation(self) -> Callable[..., np.ndarray]:
+        """Return ``propagate``, of main memory or of a GPU."""
+        if self.device == "cpu":
+            return propagate
+        from pdadmm.augment.device import propagate_on  # with torch, which main memory does without
+        from pdadmm.parallel.device import own_device
+
+        device = own_device(self.device)
+        return propagate if device.type == "cpu" else functools.partial(propagate_on, device)
 
     def _check_memory(self, rows: int, features: int) -> None:
         needed = rows * self.num_outputs(features) * np.dtype(self.dtype).itemsize
@@ -158,7 +179,7 @@ class Augmenter:
         raise InputError("hops", value, f"small enough for {human_bytes(free)} of memory", remedy)
 
     def __repr__(self) -> str:
-        return f"Augmenter({', '.join(f'{name}={getattr(self, name)!r}' for name in _PARAMETERS)})"
+        return f"Augmenter({', '.join(f'{name}={getattr(self, name)!r}' for name in (*_PARAMETERS, 'device'))})"
 
 
 def _checked_features(graph):

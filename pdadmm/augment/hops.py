@@ -12,7 +12,16 @@ from pdadmm.augment.product import spmm
 from pdadmm.console import Work
 from pdadmm.errors import InputError
 
-__all__ = ["WEIGHTINGS", "add_hop", "cache_lines", "hop_weights", "propagate"]
+__all__ = [
+    "WEIGHTINGS",
+    "add_hop",
+    "cache_lines",
+    "default_slice_columns",
+    "hop_weights",
+    "load_columns",
+    "num_columns",
+    "propagate",
+]
 
 
 def _ppr(hops: int, alpha: float, heat_time: float) -> list[float]:
@@ -87,7 +96,7 @@ def propagate(
     """
     (V, F), dtype = X.shape, S.dtype
     kept = V if rows is None else len(rows)
-    out = np.empty((kept, F * (hops + 1 if weights is None else 1)), dtype)
+    out = np.empty((kept, num_columns(F, hops, weights)), dtype)
     width = min(F, slice_columns or default_slice_columns(V, dtype)) or 1
     buffers = [cache_lines(V * width, dtype) for _ in range(2)]
     S_last = S if rows is None or hops == 0 else S[rows]  # the last hop is needed on the kept rows alone
@@ -98,7 +107,7 @@ def propagate(
         for a in range(0, F, width):
             b = min(a + width, F)
             slices = [buffer[: V * (b - a)].reshape(V, b - a) for buffer in buffers]
-            _load(X, a, b, slices[0])
+            load_columns(X, a, b, slices[0])
             for k, (block, index) in enumerate(_chain(S, S_last, slices, hops, rows)):
                 if weights is None:
                     add_hop(out[:, k * F + a : k * F + b], block, index)
@@ -107,6 +116,11 @@ def propagate(
                     add_hop(out[:, a:b], block, index, float(weights[k]), add=k > 0)
                 work.step()
     return out
+
+
+def num_columns(F: int, hops: int, weights: list[float] | None) -> int:
+    """The columns of the augmented features: every hop's, or one sum's."""
+    return F * (hops + 1) if weights is None else F
 
 
 def cache_lines(count: int, dtype: np.dtype) -> np.ndarray:
@@ -138,7 +152,7 @@ def _chain(S, S_last, slices, hops: int, rows) -> Iterator[tuple[np.ndarray, np.
         yield spmm(S_last, now, last), None
 
 
-def _load(X, a: int, b: int, out: np.ndarray) -> None:
+def load_columns(X, a: int, b: int, out: np.ndarray) -> None:
     """Columns a..b of X as a dense slice in S's dtype; the input is checked here, where it is read once."""
     if sp.issparse(X):
         X[:, a:b].astype(out.dtype).toarray(out=out)

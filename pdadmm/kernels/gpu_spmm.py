@@ -53,12 +53,21 @@ class SpmmPlan:
         return len(self.pointers) - 1
 
 
-def spmm(plan: SpmmPlan, X: Tensor, out: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
+def spmm(
+    plan: SpmmPlan,
+    X: Tensor,
+    out: Tensor,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+    ordered: bool = False,
+) -> Tensor:
     """The product ``out = diag(left) A diag(right) X``, summed in float32; ``left``, ``right`` None are ones.
 
     With A = 1 where the graph has an edge and left = right = D^-1/2 it is a hop of the default operator without
     its values. ``X`` (m, w) and ``out`` (V, w) lie apart; ``X`` is float32, or float16 and then ``out`` may be either;
     left (V,) and right (m,) are float32. Up to 2^31 - 1 columns. The reference is augment.product.spmm.
+    ``ordered``: terms are added in stored order (in segments of ``plan.limit``), so that a column's bits do not depend
+    on w; else a warp sums parts of a row side by side where w is 64 or less.
     """
     _check_dense(plan, X, out, left, right)
     w = X.shape[1]
@@ -66,6 +75,8 @@ def spmm(plan: SpmmPlan, X: Tensor, out: Tensor, left: Tensor | None = None, rig
         return out
     vector = w % 4 == 0 and X.data_ptr() % 16 == 0 and out.data_ptr() % 16 == 0
     columns, lanes = (4, next(L for L in (8, 16, 32) if L == 32 or w <= 4 * L)) if vector else (1, 32)
+    if ordered and lanes < 32:
+        columns, lanes = 1, 32  # the lanes of a warp have a column each, not a part of the row
     kind, tiles = f"{columns}_{lanes}", run.divide_up(w, columns * lanes)
     source, target = STORAGE[X.dtype], STORAGE[out.dtype]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pdadmm.errors import InputError
 from pdadmm.kernels import gpu_launch
+from pdadmm.parallel import launch
 from pdadmm.parallel.transport import Transport
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "choose_device",
     "host_bytes",
     "moved",
+    "own_device",
     "synchronize",
 ]
 
@@ -62,6 +64,19 @@ def choose_device(name: str, transport: Transport) -> torch.device:
     if not gpu_launch.available() and transport.rank == 0:
         log.info("device cuda: without CuPy the updates take several passes over their arrays")
     return device
+
+
+def own_device(name: str) -> torch.device:
+    """Return where this process works by itself, asking no other rank; ``name`` is one of DEVICES.
+
+    Its GPU is choose_device's, as far as the launcher tells; "auto" is that GPU where there is one. Raises InputError
+    for "cuda" where there is none.
+    """
+    check_device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return CPU
+    number = launch.local_rank() if launch.launched_size() > 1 else 0
+    return torch.device("cuda", max(number, 0) % torch.cuda.device_count())
 
 
 def synchronize(device: torch.device) -> None:

@@ -284,6 +284,23 @@ def spmm(device, V, w, hub, kind, storage, target, index=torch.int32, m=None, li
     arrays.close()
 
 
+def ordered_spmm(device, V, hub, limit) -> None:
+    """In stored order a column has the same bits in every width, and the terms of a short row are added one by one."""
+    pointers, columns = graph(V, 22, hub)
+    values = torch.rand(len(columns), generator=torch.Generator().manual_seed(23))
+    plan = gpu.SpmmPlan.of(pointers.to(device), columns.to(device), values.to(device), limit=limit)
+    X = random((V, 132), torch.float32, 24).to(device)
+    full = gpu.spmm(plan, X, torch.empty_like(X), ordered=True)
+    for w in (1, 3, 4, 16, 32, 33, 36, 64, 65, 68, 128):
+        part = X[:, :w].contiguous()
+        assert torch.equal(gpu.spmm(plan, part, torch.empty_like(part), ordered=True), full[:, :w])
+    row = 5 if V > 5 else 0
+    total = torch.zeros(132, dtype=torch.float32)
+    for edge in range(int(pointers[row]), int(pointers[row + 1])):  # float64 holds the product: one rounding, as fmaf
+        total = (values[edge].double() * X[int(columns[edge])].cpu().double() + total.double()).float()
+    assert torch.equal(full[row].cpu(), total)
+
+
 def case(function, *args):
     """A row of CASES with a readable name."""
     words = (str(arg).removeprefix("torch.") for arg in args)
@@ -349,5 +366,6 @@ PRODUCTS = [
       for w, kind in ((1, "values"), (16, "scaled"), (48, "scaled"), (128, "values"))
       for storage, target in ((SINGLE, SINGLE), (HALF, SINGLE), (HALF, HALF)) for index in (torch.int32, torch.int64)),
     case(spmm, 1, 1, 0, "plain", SINGLE, SINGLE),
+    *(case(ordered_spmm, V, hub, limit) for V, hub, limit in ((23, 600, 256), (40, 100, 16), (1, 0, 256))),
 ]  # fmt: skip
 ALL = [*ELEMENTWISE, *NEWTON, *MESSAGES, *BROKEN, *PRODUCTS]
