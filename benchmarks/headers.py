@@ -46,8 +46,8 @@ def main() -> None:
         channel.number = 1
         other = torch.empty_like(channel.value)
         times = [
-            microseconds(lambda channel=channel: channel._write_header(channel.header, 0)),
-            microseconds(lambda channel=channel: channel._read_header(channel.header)),
+            microseconds(lambda channel=channel: channel._write_header(channel.packet.header, 0)),
+            microseconds(lambda channel=channel: channel._read_header(channel.packet.header)),
             microseconds(lambda channel=channel, other=other: other.copy_(channel.value), inner=20),
             microseconds(lambda channel=channel: digest(channel.value), inner=20),
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pdadmm import __version__
+from pdadmm.parallel.gpu_aware import support
 from pdadmm.parallel.launch import cores, launched_size
 
 __all__ = ["CHECKS", "facts", "launch_ranks", "mpi_facts", "run_check", "same_on_ranks", "starter"]
@@ -66,25 +66,12 @@ def _bf16() -> str:
 
 
 def mpi_facts() -> dict[str, str]:
-    """Return which MPI this is and whether it takes GPU memory; MPI is started by this."""
+    """Return which MPI this is, and whether it takes GPU memory and who says so; MPI is started by this."""
     from mpi4py import MPI
 
     library = MPI.Get_library_version().replace("\x00", "").strip().splitlines()
     lines = [" ".join(line.split()) for line in library[:1]]
-    return {"mpi": lines[0], "gpu-aware mpi": _gpu_aware()}
-
-
-def _gpu_aware() -> str:
-    """Ask the loaded MPI library itself: MPICH and Open MPI both answer MPIX_Query_cuda_support."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return "unknown"
-    for path in dict.fromkeys(word for word in maps if "/libmpi" in word and ".so" in word):
-        query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
-        if query is not None:
-            return "yes (CUDA)" if query() else "no"
-    return "unknown"
+    return {"mpi": lines[0], "gpu-aware mpi": str(support(MPI))}
 
 
 # The test of this installation

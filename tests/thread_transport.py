@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pdadmm.errors import DivergenceError
+from pdadmm.parallel.gpu_aware import Support
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
@@ -61,6 +62,9 @@ class ThreadTransport:
         self.rank, self.size, self.meeting = rank, size, meeting
         self.local_rank, self.local_size = rank, size
         self.ledger, self.trace = Ledger(), NO_TRACE
+
+    def gpu_aware(self):
+        return Support(None)
 
     def sender(self, buffer, peer, tag, kind):
         assert buffer.is_cpu  # MPI knows no other memory
@@ -113,7 +117,7 @@ class ThreadTransport:
         colors = self.allgather(color)
         members = [rank for rank, other in enumerate(colors) if other == color]
         made = Meeting(len(members)) if members[0] == self.rank else None
-        part = ThreadTransport(members.index(self.rank), len(members), self.allgather(made)[members[0]])
+        part = type(self)(members.index(self.rank), len(members), self.allgather(made)[members[0]])
         part.ledger, part.trace = self.ledger, self.trace
         return part
 
@@ -124,13 +128,13 @@ class ThreadTransport:
         return None
 
 
-def run_ranks(ranks: int, work: Callable[[Any], Any]) -> list[Any]:
+def run_ranks(ranks: int, work: Callable[[Any], Any], kind: type[ThreadTransport] = ThreadTransport) -> list[Any]:
     """Return what ``work(transport)`` returns on each of so many ranks; the first error of any is raised."""
     meeting, results, errors = Meeting(ranks), [None] * ranks, []
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadTransport(rank, ranks, meeting))
+            results[rank] = work(kind(rank, ranks, meeting))
         except threading.BrokenBarrierError:  # another rank's error broke it
             pass
         except DivergenceError as error:  # raised by all ranks, which need each other until then

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdadmm.admm.packet import HEADER_BYTES, Packet, header_of
+from pdadmm.admm.packet import HEADER_BYTES, header_of, packet_of, room_for
 from pdadmm.parallel.envelope import checksums
 from pdadmm.parallel.transport import Message, Transport
 from pdadmm.quantize import Coder, NotFiniteError, digest
@@ -68,15 +68,16 @@ class Channel:
     def connect(self, transport: Transport, peer: int, sends: bool, u: Tensor) -> None:
         """Prepare the repeated message with ``peer``; ``u`` travels along when the value is sent whole."""
         self.transport, self.peer, self.sends, self.u = transport, peer, sends, u
+        direct = not self.value.is_cpu and transport.direct
         if self.coder is None:
-            self.packet = Packet.holding(self.value)
+            self.packet = packet_of(self.value, direct)
             self.own = self.value = self.packet.body
         else:
-            self.packet = Packet.of_bytes(self.coder.nbytes, self.value.device)
+            self.packet = room_for(self.coder.nbytes, self.value.device, direct)
         columns, bits = self.value.shape[1], self._bits()
         self.shape = SHAPE.pack(self.value.shape[0], columns | bits << 24)
         self.every = 1 if checksums() else MESSAGES_BETWEEN_DIGESTS if self.coder else 0
-        self.message = self._prepare(self.packet.buffer)
+        self.message = self._prepare(self.packet.buffer, **self.packet.apart)
 
     def _bits(self) -> int:
         """Bits of a number in a message: of a code, or of the state's type."""
@@ -84,9 +85,9 @@ class Channel:
             return 8 * self.value.element_size()
         return self.coder.codec.grid.bits if self.coder.codec is not None else 0
 
-    def _prepare(self, buffer: Tensor) -> Message:
+    def _prepare(self, buffer: Tensor, **apart: Tensor) -> Message:
         make = self.transport.sender if self.sends else self.transport.receiver
-        return make(buffer, self.peer, tag=2 * self.layer + KINDS[self.kind], kind=self.kind)
+        return make(buffer, self.peer, tag=2 * self.layer + KINDS[self.kind], kind=self.kind, **apart)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs of the sender between two messages."""
@@ -120,7 +121,7 @@ class Channel:
             flags |= self._encode(remote)
         if remote:
             self._write_header(self.packet.header, flags)
-            self.packet.to_host()
+            self.packet.before_send()
             self.message.start()
 
     def _encode(self, remote: bool) -> int:
@@ -166,6 +167,7 @@ class Channel:
             self.whole = self._prepare(self.whole_buffer)
             self.whole.start()
         else:
+            self.packet.before_receive()
             self.message.start()
 
     def take(self) -> bool:
@@ -176,7 +178,7 @@ class Channel:
         if self.whole is not None:
             return self._take_whole()
         self.message.wait()
-        self.packet.to_device()
+        self.packet.after_receive()
         flags, found = self._read_header(self.packet.header)
         if flags & NOT_FINITE:
             self.value.fill_(torch.nan)

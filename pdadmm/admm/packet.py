@@ -1,13 +1,13 @@
-"""The memory of a repeated message: a header and a body behind it, in main memory, where MPI finds both."""
+"""The memory of a repeated message, a header and a body, and what is waited for before and after it travels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pdadmm.parallel.device import host_bytes
+from pdadmm.parallel.device import host_bytes, wait_for_stream
 
-__all__ = ["HEADER_BYTES", "Packet", "behind_header", "header_of"]
+__all__ = ["HEADER_BYTES", "Packet", "behind_header", "header_of", "packet_of", "room_for"]
 
 HEADER_BYTES = 16
 ALIGNMENT = 64  # bytes; torch's own, which a value behind its header keeps
@@ -27,36 +27,70 @@ def header_of(buffer: Tensor) -> memoryview:
 
 
 class Packet:
-    """A message whose ``body`` lies where its array does: inside ``buffer``, or on a device with a copy in there.
+    """A message in main memory: ``buffer`` is all of it, ``header`` its first bytes, ``body`` the array inside.
 
-    ``buffer`` is in main memory, ``header`` its first bytes. The sender calls ``to_host`` after it filled the body and
-    before the message starts, the receiver ``to_device`` once it is there; both do nothing for a body inside.
+    ``before_send`` is called once the body is filled, ``before_receive`` once it may be overwritten, ``after_receive``
+    once the message is there. ``apart`` is what a transport is given beside the buffer.
     """
 
     def __init__(self, buffer: Tensor, body: Tensor) -> None:
         self.buffer, self.body, self.header = buffer, body, header_of(buffer)
-        self.on_device = None if body.is_cpu else body.view(-1).view(torch.uint8)
+        self.apart: dict[str, Tensor] = {}
 
-    @classmethod
-    def holding(cls, value: Tensor) -> Packet:
-        """Return a message whose body is ``value``: a copy of it inside, or on a device the array itself."""
-        if value.is_cpu:
-            return cls(*behind_header(value))
-        return cls(host_bytes(HEADER_BYTES + value.numel() * value.element_size(), value.device), value)
+    def before_send(self) -> None:
+        """Make the message what MPI is to read."""
 
-    @classmethod
-    def of_bytes(cls, count: int, device: torch.device) -> Packet:
-        """Return a message with a body of ``count`` bytes."""
-        buffer = host_bytes(HEADER_BYTES + count, device)
-        inside = buffer[HEADER_BYTES:]
-        return cls(buffer, inside if device.type == "cpu" else inside.to(device))
+    def before_receive(self) -> None:
+        """Make sure that nobody reads the body any more."""
 
-    def to_host(self) -> None:
-        """Copy the body behind the header, and wait for that."""
-        if self.on_device is not None:
-            self.buffer[HEADER_BYTES:].copy_(self.on_device)
+    def after_receive(self) -> None:
+        """Make the body what MPI wrote."""
 
-    def to_device(self) -> None:
-        """Copy the body from behind the header, and wait for that: the next message may come there."""
-        if self.on_device is not None:
-            self.on_device.copy_(self.buffer[HEADER_BYTES:])
+
+class StagedPacket(Packet):
+    """A message whose body lies on a device, and is copied behind the header in main memory and from there."""
+
+    def __init__(self, body: Tensor) -> None:
+        super().__init__(host_bytes(HEADER_BYTES + body.numel() * body.element_size(), body.device), body)
+        self.on_device = body.view(-1).view(torch.uint8)
+
+    def before_send(self) -> None:
+        self.buffer[HEADER_BYTES:].copy_(self.on_device)  # waits
+
+    def after_receive(self) -> None:
+        self.on_device.copy_(self.buffer[HEADER_BYTES:])  # waits: the next message may come there
+
+
+class DirectPacket(Packet):
+    """A message whose body MPI reads and writes on the device; its header goes ahead of it, from main memory.
+
+    A header in front of the body on the device would be one message instead of two, but two more copies between the
+    memories, and the receiver would have to wait for its device before it could look at the flags.
+    """
+
+    def __init__(self, body: Tensor) -> None:
+        header = host_bytes(HEADER_BYTES, body.device)
+        super().__init__(header, body)
+        self.buffer, self.apart = body, {"header": header}
+
+    def before_send(self) -> None:
+        wait_for_stream(self.body.device)  # for the kernels that fill the body
+
+    def before_receive(self) -> None:
+        wait_for_stream(self.body.device)  # for those that read the last message
+
+
+def packet_of(value: Tensor, direct: bool) -> Packet:
+    """Return a message whose body is ``value``: a copy of it inside, or on a device the array itself."""
+    if value.is_cpu:
+        return Packet(*behind_header(value))
+    return DirectPacket(value) if direct else StagedPacket(value)
+
+
+def room_for(count: int, device: torch.device, direct: bool) -> Packet:
+    """Return a message with a body of ``count`` bytes."""
+    if device.type == "cpu":
+        buffer = torch.zeros(HEADER_BYTES + count, dtype=torch.uint8)
+        return Packet(buffer, buffer[HEADER_BYTES:])
+    body = torch.zeros(count, dtype=torch.uint8, device=device)
+    return DirectPacket(body) if direct else StagedPacket(body)

@@ -29,7 +29,7 @@ from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.disk.storage import Storage
 from pdadmm.errors import DivergenceError, InputError
 from pdadmm.history import History
-from pdadmm.parallel.device import CPU, StagedTransport, choose_device, moved, synchronize
+from pdadmm.parallel.device import CPU, choose_device, join_device, messages_of, moved, synchronize
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.rank_grid import choose_grid, join_grid
 from pdadmm.parallel.transport import Transport
@@ -80,7 +80,7 @@ class ADMMSolver:
         self.device = choose_device("cpu" if storage is not None else settings.device, transport)
         wait = functools.partial(synchronize, self.device)
         if self.device.type != "cpu":
-            transport = StagedTransport(transport)
+            transport = join_device(transport, self.device)
             transport.trace.wait = wait
         self.settings, self.transport = settings, transport
         self.eval_every, self.watch = eval_every, watch
@@ -380,7 +380,8 @@ class ADMMSolver:
     def summary(self) -> dict[str, Any]:
         """Return what a finished run reports about itself; the accuracies are the full-depth network's."""
         summary = run_summary(self.settings, self.history, self.stages, self.clock, self.transport)
-        return summary | {"grid": str(self.grid), "first_layer": self.first_form.name, "device": self.device.type}
+        summary |= {"device": self.device.type, "messages": messages_of(self.column)}
+        return summary | {"grid": str(self.grid), "first_layer": self.first_form.name}
 
     def best_weights(self) -> Weights:
         """Return the best W and b of this rank's layers in main memory, of each group's first shard; collective."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from pdadmm import doctor
 from pdadmm.errors import InputError
+from pdadmm.parallel.gpu_aware import setting
 from pdadmm.parallel.launch import cores, launched_rank, make_transport, set_threads
 
 __all__ = ["run"]
@@ -22,6 +23,7 @@ def run(arguments: list[str]) -> int:
         prog="pdadmm doctor",
         description="Print versions, MPI, threads, cores and kernels, and test this installation in a few seconds.",
     ).parse_args(arguments)
+    setting()  # a wrong one is for the user to put right before anything is tested
     failed: list[str] = []
     shown = launched_rank() == 0
     for name, passed, told in _lines():

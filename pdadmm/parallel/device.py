@@ -11,19 +11,24 @@ from torch import Tensor
 
 from pdadmm.errors import InputError
 from pdadmm.kernels import gpu_launch
-from pdadmm.parallel import launch
+from pdadmm.parallel import gpu_aware, launch
+from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import Transport
 
 __all__ = [
     "DEVICES",
+    "DirectTransport",
     "HostMemory",
     "StagedTransport",
     "check_device",
     "choose_device",
     "host_bytes",
+    "join_device",
+    "messages_of",
     "moved",
     "own_device",
     "synchronize",
+    "wait_for_stream",
 ]
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -32,7 +37,9 @@ log = logging.getLogger("pdadmm")
 
 
 def check_device(name: str) -> None:
-    """Raise InputError where "cuda" is asked for and torch can use no GPU."""
+    """Raise InputError where "cuda" is asked for and torch can use no GPU, or the setting of its messages is none."""
+    if name != "cpu":
+        gpu_aware.setting()
     if name == "cuda" and not torch.cuda.is_available():
         build = f"torch {torch.__version__}"
         cure = f"{build} has no CUDA: install a CUDA build" if torch.version.cuda is None else f"{build} finds no GPU"
@@ -85,6 +92,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def wait_for_stream(device: torch.device) -> None:
+    """Wait for what this rank's kernels read and write, not for copies that MPI has under way in streams of its own."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Return ``state`` with its arrays on ``device``; those that are there already are not copied."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in state.items()}
@@ -117,6 +130,8 @@ class StagedTransport:
     hold no array of a device.
     """
 
+    direct = False
+
     def __init__(self, inner: Transport, memory: HostMemory | None = None) -> None:
         self.inner, self.memory = inner, memory or HostMemory()
         self.rank, self.size = inner.rank, inner.size
@@ -124,7 +139,7 @@ class StagedTransport:
         self.ledger, self.trace = inner.ledger, inner.trace
         self.sender, self.receiver = inner.sender, inner.receiver
         self.gather, self.bcast, self.allgather = inner.gather, inner.bcast, inner.allgather
-        self.barrier, self.close = inner.barrier, inner.close
+        self.barrier, self.close, self.gpu_aware = inner.barrier, inner.close, inner.gpu_aware
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         self.inner.send(array if array.is_cpu else self.memory.like(array).copy_(array), peer, kind)
@@ -148,4 +163,40 @@ class StagedTransport:
         return incoming.copy_(self.inner.alltoall(outgoing.cpu(), counts, host, incoming_counts, kind))
 
     def split(self, color: int) -> StagedTransport:
-        return StagedTransport(self.inner.split(color), self.memory)
+        return type(self)(self.inner.split(color), self.memory)
+
+
+class DirectTransport(StagedTransport):
+    """The same, but repeated messages of p and q lie on the device: MPI reads and writes its memory itself.
+
+    Sums stay staged: a sum of MPI's own over GPU memory may add in another order, and staged ones have the same bits
+    whichever MPI it is. Single arrays and all-to-alls are of start, growth and evaluation.
+    """
+
+    direct = True
+
+
+def join_device(transport: Transport, device: torch.device) -> StagedTransport:
+    """Return what passes arrays of ``device`` on: direct where MPI takes GPU memory on every rank, else staged.
+
+    Collective, but for one process, which sends none.
+    """
+    if transport.size == 1:
+        return StagedTransport(transport)
+    own = together(transport, transport.gpu_aware)
+    told = transport.allgather(bool(own.takes))
+    joined = (DirectTransport if all(told) else StagedTransport)(transport)
+    if transport.rank == 0:
+        refuses = told.index(False) if not all(told) else 0
+        answer = own if refuses == 0 else "no"
+        log.info("device cuda: p and q go %s; rank %d: MPI takes GPU memory: %s", messages_of(joined), refuses, answer)
+    if joined.direct and device.type == "cuda":
+        torch.cuda.set_device(device)  # what MPI does with GPU memory it does on the current one
+    return joined
+
+
+def messages_of(transport: Transport) -> str | None:
+    """Return how p and q go between devices, "direct" or "staged"; None where they need not, and between CPUs."""
+    if transport.size == 1 or not isinstance(transport, StagedTransport):
+        return None
+    return "direct" if transport.direct else "staged"

@@ -14,6 +14,7 @@ from torch import Tensor
 from pdadmm.errors import InputError
 from pdadmm.parallel import launch
 from pdadmm.parallel.envelope import ENVELOPE_BYTES, Envelope, check_arrays, check_call, checksums
+from pdadmm.parallel.gpu_aware import Support, support
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
@@ -66,48 +67,69 @@ _ABANDONED: list[Any] = []
 
 
 class _Persistent:
-    """A persistent request on a numpy view of a torch buffer; MPI's own count goes into the ledger."""
+    """Persistent requests on torch buffers, one message of the ledger; MPI's own count is compared with what is due."""
 
     def __init__(
-        self, request: Any, status: Any, byte: Any, view: Any, record: Callable[[int], None], receives: bool
+        self, requests: list[Any], buffers: list[Tensor], mpi: Any, record: Callable[[int], None], receives: bool
     ) -> None:
-        self.request, self.status, self.byte, self.view, self.nbytes = request, status, byte, view, view.nbytes
+        self.requests, self.buffers, self.status, self.byte = requests, buffers, mpi.Status(), mpi.BYTE
+        self.sizes = [size_of(buffer) for buffer in buffers]
         self.record, self.receives, self.under_way = record, receives, False
 
     def start(self) -> None:
         assert not self.under_way
-        self.request.Start()
+        for request in self.requests:
+            request.Start()
         self.under_way = True
         if not self.receives:
-            self.record(self.nbytes)
+            self.record(sum(self.sizes))
 
     def wait(self) -> None:
         if not self.under_way:
             return
-        try:
-            self.request.Wait(self.status)
-        except Exception as error:  # of a longer message, above all
-            raise RuntimeError(f"a message of {self.nbytes} bytes did not arrive: {error}") from error
+        for request, size in zip(self.requests, self.sizes, strict=True):
+            self._complete(request, size)
         self.under_way = False
         if self.receives:
+            self.record(sum(self.sizes))
+
+    def _complete(self, request: Any, size: int) -> None:
+        try:
+            request.Wait(self.status)
+        except Exception as error:  # of a longer message, above all
+            raise RuntimeError(f"a message of {size} bytes did not arrive: {error}") from error
+        if self.receives:
             count = self.status.Get_count(self.byte)
-            if count != self.nbytes:
-                raise RuntimeError(f"a message of {count} bytes arrived where {self.nbytes} were expected")
-            self.record(count)
+            if count != size:
+                raise RuntimeError(f"a message of {count} bytes arrived where {size} were expected")
 
     def __del__(self) -> None:
         if self.under_way:
-            _ABANDONED.append((self.request, self.view))
-        elif self.request:
-            self.request.Free()
+            _ABANDONED.append((self.requests, self.buffers))
+            return
+        for request in self.requests:
+            if request:
+                request.Free()
+
+
+def size_of(buffer: Tensor) -> int:
+    """Return the bytes of an array."""
+    return buffer.numel() * buffer.element_size()
+
+
+def address_of(buffer: Tensor) -> int:
+    """Return where an array lies in the memory of its device."""
+    return buffer.data_ptr()
 
 
 class MPITransport:
-    """Ranks of an mpi4py communicator; p and q go as persistent point-to-point requests.
+    """Ranks of an mpi4py communicator; p and q go as persistent point-to-point requests, also from a GPU's memory.
 
     ``comm`` defaults to COMM_WORLD. Building one installs a hook that aborts the job with the traceback
     when a rank raises.
     """
+
+    direct = False
 
     def __init__(self, comm: Any = None) -> None:
         try:
@@ -142,17 +164,26 @@ class MPITransport:
         assert buffer.is_contiguous(), "MPI buffers are contiguous"
         return buffer.numpy()
 
-    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
-        view = self._view(buffer)
-        request = self.comm.Send_init(view, dest=peer, tag=tag)
-        record = partial(self.ledger.record_sent, kind)
-        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view, record, receives=False)
+    def gpu_aware(self) -> Support:
+        return support(self.mpi)
 
-    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> _Persistent:
-        view = self._view(buffer)
-        request = self.comm.Recv_init(view, source=peer, tag=tag)
-        record = partial(self.ledger.record_received, kind)
-        return _Persistent(request, self.mpi.Status(), self.mpi.BYTE, view, record, receives=True)
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> _Persistent:
+        # messages of one tag arrive in the order in which they were started
+        buffers = [part for part in (header, buffer) if part is not None]
+        requests = [self.comm.Send_init(self._given(part), dest=peer, tag=tag) for part in buffers]
+        return _Persistent(requests, buffers, self.mpi, partial(self.ledger.record_sent, kind), receives=False)
+
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> _Persistent:
+        buffers = [part for part in (header, buffer) if part is not None]
+        requests = [self.comm.Recv_init(self._given(part), source=peer, tag=tag) for part in buffers]
+        return _Persistent(requests, buffers, self.mpi, partial(self.ledger.record_received, kind), receives=True)
+
+    def _given(self, buffer: Tensor) -> Any:
+        """Return what MPI is given of a buffer: numpy's view, or an address on a device, which is all MPI asks for."""
+        if buffer.is_cpu:
+            return self._view(buffer)
+        assert buffer.is_contiguous(), "MPI buffers are contiguous"
+        return [self.mpi.buffer.fromaddress(address_of(buffer), size_of(buffer)), self.mpi.BYTE]
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         view = self._view(array)

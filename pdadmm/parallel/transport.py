@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pdadmm.parallel.gpu_aware import Support
 from pdadmm.parallel.ledger import Ledger
 from pdadmm.trace import NO_TRACE, Trace
 
@@ -33,12 +34,19 @@ class Transport(Protocol):
     local_rank: int  # this rank's number among them
     ledger: Ledger
     trace: Trace
+    direct: bool  # sender and receiver take buffers of a GPU, whatever else goes through main memory
 
-    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
-        """Prepare repeated sends of ``buffer`` (contiguous) to rank ``peer``."""
+    def gpu_aware(self) -> Support:
+        """Whether sender and receiver of this rank can take buffers of a GPU, and who says so."""
 
-    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
-        """Prepare repeated receives into ``buffer`` (contiguous) from rank ``peer``."""
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> Message:
+        """Prepare repeated sends of ``buffer`` (contiguous) to rank ``peer``.
+
+        ``header``, in main memory, goes ahead of a buffer on a GPU; the ledger counts both as one message.
+        """
+
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> Message:
+        """Prepare repeated receives into ``buffer``, and ``header``, from rank ``peer``: what its ``sender`` sends."""
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
         """Send one array to ``peer`` and return when the buffer may be reused."""
@@ -93,15 +101,19 @@ class LocalTransport:
 
     rank = 0
     size = 1
+    direct = False
 
     def __init__(self, local_size: int = 1, local_rank: int = 0) -> None:
         self.ledger, self.trace = Ledger(), NO_TRACE
         self.local_size, self.local_rank = local_size, local_rank
 
-    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+    def gpu_aware(self) -> Support:
+        return Support(None)
+
+    def sender(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> Message:
         raise AssertionError("one process has no peer to send to")
 
-    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str) -> Message:
+    def receiver(self, buffer: Tensor, peer: int, tag: int, kind: str, header: Tensor | None = None) -> Message:
         raise AssertionError("one process has no peer to receive from")
 
     def send(self, array: Tensor, peer: int, kind: str) -> None:
