@@ -30,7 +30,7 @@ import torch
 from shared import machine, ratio, table, timed
 
 from pdadmm import PDADMMG
-from pdadmm.admm.estimator import largest_state
+from pdadmm.admm.streamed import largest_state
 from pdadmm.disk import storage as storage_module
 from pdadmm.disk.blocks import DiskArray, NewArray
 from pdadmm.disk.limits import Limit

@@ -27,7 +27,7 @@ __all__ = ["Saver"]
 log = logging.getLogger("pdadmm")
 
 # What may differ between a run and the one that goes on with it: every iteration stays the same, to rounding.
-FREE = ("threads", "max_seconds", "on_divergence", "grid", "device")
+FREE = ("threads", "max_seconds", "on_divergence", "grid", "device", "device_memory")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

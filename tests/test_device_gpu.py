@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from test_device import CASES, GRAPH, RUN, assert_near, problem_of, settings_of, train_rank
+from test_disk_training import close
 from thread_transport import run_ranks
 
-from pdadmm import PDADMMG, PDADMMGQ
+from pdadmm import PDADMMG, PDADMMGQ, csbm
 from pdadmm.cli import main
+from pdadmm.disk.storage import Blocks
 from pdadmm.kernels import gpu
+from pdadmm.parallel.pinned import Pinned, whole_pages
 from pdadmm.parallel.transport import LocalTransport
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -64,6 +67,56 @@ def test_an_estimator_and_its_checkpoints(solver, tmp_path):
     again = solver(**RUN, device="cpu").fit(GRAPH, checkpoint=tmp_path, resume=True)  # its end is all that is left
     assert np.array_equal(again.predict(GRAPH), whole.predict(GRAPH))
     assert solver(**RUN, device="auto").fit(GRAPH).summary_["device"] == "cuda"
+
+
+# A limit on device memory
+
+
+STREAMED = {
+    "default": {},
+    "gradient": {"form": "gradient", "first_layer": "gradient", "acceleration": "all-stages"},
+    "leaky": {"activation": "leaky_relu", "rho_schedule": "stall", "loss": "squared_error"},
+}
+
+
+@pytest.mark.parametrize("block", [1, 7, 60])
+@pytest.mark.parametrize("case", STREAMED)
+def test_blocks_that_pass_through_a_gpu_find_the_numbers_of_the_cpu(monkeypatch, tmp_path, case, block):
+    monkeypatch.setattr(Blocks, "nodes", lambda self, memory: block)
+    more = RUN | STREAMED[case] | {"dtype": "float64"}
+    expected = PDADMMG(**more | {"first_layer": more.get("first_layer", "gram")}).fit(GRAPH)
+    found = PDADMMG(**more, device="cuda", device_memory="1GiB").fit(GRAPH, checkpoint=tmp_path, checkpoint_every=4)
+    assert (found.summary_["device"], found.summary_["block_nodes"]) == ("cuda", block)
+    close(expected, found, 1e-7)
+    again = PDADMMG(**more, device="cuda", device_memory="1GiB").fit(GRAPH, checkpoint=tmp_path, resume=True)
+    assert np.array_equal(again.predict(GRAPH), found.predict(GRAPH))
+
+
+@pytest.mark.parametrize("acceleration", ["none", "all-stages"])
+def test_the_limit_holds_where_the_state_is_larger(acceleration):
+    graph = csbm(60_000, num_classes=8, num_features=40, avg_degree=4, seed=0)
+    more = {"layers": 4, "hidden": 200, "hops": 4, "iterations": 2, "acceleration": acceleration, "eval_every": 2}
+    limit, before = 256 << 20, torch.cuda.memory_allocated()
+    found = PDADMMG(**more, device="cuda", device_memory=limit).fit(graph)
+    told = found.summary_
+    assert told["state_bytes"] > 160 << 20
+    assert told["block_nodes"] < len(graph.splits["train"]) // 2
+    assert 0 < told["device_memory_peak_bytes"] <= limit
+    assert torch.cuda.max_memory_allocated() - before <= limit
+    whole = PDADMMG(**more, device="cuda", first_layer="gram").fit(graph)
+    for ours, theirs in zip(found.history_, whole.history_, strict=True):
+        assert ours["objective"] == pytest.approx(theirs["objective"], rel=1e-2)
+
+
+def test_memory_is_pinned_where_it_lies():
+    x = whole_pages(1000, 3, torch.float32)
+    pinned = Pinned(torch.device("cuda", 0))
+    assert not x.is_pinned()
+    pinned.pin(x)
+    assert x.is_pinned()
+    assert x[10:20].is_pinned()
+    pinned.release()
+    assert not x.is_pinned()
 
 
 def test_out_of_memory_is_one_sentence(monkeypatch, capsys):

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from stand_in_device import DEVICE, StandIn
 
 import pdadmm
 from pdadmm.admm import activations, first_layer, losses, schedule, updates
@@ -256,9 +257,15 @@ def small(tmp_path_factory):
     sampled.fit(pdadmm.digits(), memory="300MiB", scratch=tmp_path_factory.mktemp("sampled"))
     streamed = pdadmm.SampledGNN(hidden=8, iterations=1, buffer_share=0.5)
     streamed.fit(pdadmm.digits(), memory="300MiB", scratch=tmp_path_factory.mktemp("streamed"))
-    assert disk.history_[0].keys() == runs[0].history_[0].keys()
+    with pytest.MonkeyPatch.context() as patch, StandIn():
+        patch.setattr("pdadmm.admm.solver.choose_device", lambda name, transport: DEVICE)
+        patch.setattr("pdadmm.admm.estimator.check_device", lambda name: None)
+        limited = pdadmm.PDADMMG(layers=3, hidden=8, iterations=2, device="cuda", device_memory="1GiB")
+        limited.fit(pdadmm.digits())
+    assert disk.history_[0].keys() == limited.history_[0].keys() == runs[0].history_[0].keys()
     added = {"solver", "preset", "dataset", "split", "split_seed", "nodes", "train_nodes", "predicted", "confusion"}
-    return runs, added.union(disk.summary_, sampled.summary_, streamed.summary_, *(run.summary_ for run in runs))
+    runs_beside = (disk, limited, sampled, streamed)
+    return runs, added.union(*(run.summary_ for run in (*runs, *runs_beside)))
 
 
 def tables_of(title: str) -> list[set[str]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 
 import pytest
 import torch
 from cuda_emulator import Emulator, cases
-from stand_in_device import DEVICE, DeviceTensor
-from test_device import CPU, assert_near, train
+from stand_in_device import DEVICE, DeviceTensor, StandIn
+from test_device import CPU, assert_near, settings_of, train
 from test_grid import make_problem
 
 from pdadmm import Quantizer
 from pdadmm.admm import solver
+from pdadmm.disk.storage import Blocks
 from pdadmm.kernels import gpu, gpu_launch, updates
+from pdadmm.parallel.transport import LocalTransport
 
 SMALL_RUN = {"acceleration": "none", "iterations": 2}
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the kernels for the CPU")
@@ -37,6 +40,24 @@ def test_kernel(emulated, check, args):
     check("cpu", *args)
 
 
+@pytest.fixture
+def in_training(emulated, monkeypatch) -> Emulator:
+    """Let the solver start these kernels by itself, on the stand-in's arrays."""
+    turn = threading.Lock()  # ranks are threads, and the emulator runs one kernel at a time
+
+    def launch(*args) -> None:
+        with turn:
+            emulated.launch(*args)
+
+    monkeypatch.setattr(gpu_launch, "launch", launch)
+    monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
+    monkeypatch.setattr(gpu, "available", lambda: True)
+    monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
+    monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
+    monkeypatch.setattr(updates, "_functions", {})
+    return emulated
+
+
 @pytest.mark.parametrize("name", gpu_launch.SOURCES)
 def test_every_kernel_ran(emulated, name):
     """Comes last: all kernels that the sources define were started by a test above."""
@@ -55,28 +76,38 @@ def test_every_kernel_ran(emulated, name):
         ({"quantizer": Quantizer(bits=1), "grid": "2x1"}, {"update_u", "codec_sums", "codec_encode", "codec_decode"}),
     ],
 )
-def test_training_with_the_kernels_finds_the_numbers_of_plain_torch(emulated, monkeypatch, options, kernels):
-    """The stand-in's arrays, on which the solver starts these kernels by itself."""
-    turn = threading.Lock()  # ranks are threads, and the emulator runs one kernel at a time
-
-    def launch(*args) -> None:
-        with turn:
-            emulated.launch(*args)
-
-    monkeypatch.setattr(gpu_launch, "launch", launch)
-    monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
-    monkeypatch.setattr(gpu, "available", lambda: True)
-    monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
-    monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
-    monkeypatch.setattr(updates, "_functions", {})
+def test_training_with_the_kernels_finds_the_numbers_of_plain_torch(in_training, options, kernels):
     problem = make_problem(3, 17, 6, 5, 3, getattr(torch, options.get("dtype", "float64")))
-    results, before = [], len(emulated.launched)
+    results, before = [], len(in_training.launched)
     for device in ("cpu", "cuda"):
         results.append(train(problem, device, **SMALL_RUN | options))
-        assert (len(emulated.launched) > before) == (device == "cuda")
-    names = emulated.launched[before:]
+        assert (len(in_training.launched) > before) == (device == "cuda")
+    names = in_training.launched[before:]
     assert all(any(name.startswith(kernel) for name in names) for kernel in kernels), set(names)
     assert_near(*results, tolerance=1e-3 if "dtype" in options else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({"first_layer": "gram", "acceleration": "all-stages"}, {"update_z", "assemble_p"}),
+        ({"form": "gradient", "first_layer": "gradient"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
+    ],
+)
+def test_blocks_of_nodes_take_the_kernels_too(in_training, monkeypatch, options, kernels):
+    """With a limit on device memory, in blocks of which the last is ragged."""
+    monkeypatch.setattr(Blocks, "nodes", lambda self, memory: 5)
+    problem = make_problem(3, 17, 6, 5, 3, torch.float64)
+    expected = train(problem, "cpu", **SMALL_RUN | options)
+    before = len(in_training.launched)
+    settings = settings_of("cuda", "1x1", SMALL_RUN | options | {"device_memory": "1GiB"})
+    with StandIn():
+        run = solver.ADMMSolver(dataclasses.replace(problem), settings, LocalTransport()).run()
+    found = [{**row, "seconds": 0} for row in run.history], run.best_weights()
+    names = in_training.launched[before:]
+    assert all(any(name.startswith(kernel) for name in names) for kernel in kernels), set(names)
+    assert_near(found, expected, tolerance=1e-9)
 
 
 MISUSES = """

@@ -1,4 +1,4 @@
-"""One block of nodes in a training from disk: its p, z, q and what it adds to the sums, all layers in one go."""
+"""One block of nodes in a streamed training: its p, z, q and what it adds to the sums, all layers in one go."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Tally:
 
 
 class BlockUpdates:
-    """The updates of one block after the other: ``rows`` nodes at most, arrays for what lives within one block.
+    """The updates of one block after the other: ``rows`` nodes at most, arrays on ``device`` for what lives within one.
 
     ``layers`` are a FirstLayer, whose solver is a StreamedFirst, and the HiddenLayers above it.
     The state of a block is a dict of arrays by name, see pdadmm.disk.storage.state_columns.
     """
 
-    def __init__(self, layers: Sequence[Any], rows: int, accelerate: bool) -> None:
-        self.layers, self.rows, self.accelerate = layers, rows, accelerate
+    def __init__(self, layers: Sequence[Any], rows: int, accelerate: bool, device: torch.device) -> None:
+        self.layers, self.rows, self.accelerate, self.device = layers, rows, accelerate, device
         self.penalties, self.activation = layers[0].penalties, layers[0].activation
         self.depth, self.products = len(layers), layers[0].solver.products
         self.memory: dict[str, Tensor] = {}
@@ -84,7 +84,7 @@ class BlockUpdates:
     def _array(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Return memory to be filled, the same for the same name."""
         if name not in self.memory or self.memory[name].numel() < rows * columns:
-            self.memory[name] = torch.empty(self.rows * columns, dtype=dtype)
+            self.memory[name] = torch.empty(self.rows * columns, dtype=dtype, device=self.device)
         return self.memory[name][: rows * columns].view(rows, columns)
 
     def _like(self, name: str, x: Tensor) -> Tensor:

@@ -9,16 +9,16 @@ from typing import Any, Self
 
 import torch
 
-from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
-from pdadmm.admm.settings import ADMMSettings, check_tol
+from pdadmm.admm.settings import ADMMSettings, check_device_memory, check_tol
 from pdadmm.admm.solver import ADMMSolver
+from pdadmm.admm.streamed import largest_state
 from pdadmm.console import human_bytes
 from pdadmm.disk.limits import Limit
-from pdadmm.disk.storage import Storage, state_columns
+from pdadmm.disk.storage import Storage
 from pdadmm.errors import InputError
 from pdadmm.estimator import Outcome
 from pdadmm.graph_classifier import GraphClassifier
@@ -64,6 +64,9 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
         check_device(settings.device)
+        if settings.device_memory is not None and transport.size > 1:
+            remedy = "start one process, or leave it out"
+            raise InputError("device_memory", settings.device_memory, "left out on several ranks", remedy)
         check_grid(settings.grid, transport.size, settings.layers)
         return settings
 
@@ -72,6 +75,9 @@ class PDADMMG(GraphClassifier, ADMMSettings):
     ) -> tuple[Problem, torch.Tensor | None, float]:
         if on_disk and settings.device == "cuda":
             raise InputError("device", "cuda", "cpu or auto with memory", "training from disk runs on the CPU")
+        if on_disk and settings.device_memory is not None:
+            allowed, remedy = "left out with memory", "training from disk runs on the CPU"
+            raise InputError("device_memory", settings.device_memory, allowed, remedy)
         problem, shift, seconds = super()._problem(settings, graph, y, transport, on_disk)
         check_grid(settings.grid, transport.size, settings.layers, problem.nodes)
         return problem, shift, seconds
@@ -89,9 +95,9 @@ class PDADMMG(GraphClassifier, ADMMSettings):
             problem, settings, transport, settings.eval_every, watch, saver=saver, storage=storage
         ).run()
         summary = solver.summary()
-        if storage is not None:
-            summary |= storage.summary()
-            storage.remove()
+        if solver.storage is not None:
+            summary |= solver.storage.summary()
+            solver.storage.remove()
         outcome = Outcome(solver.best_weights(), solver.history, solver.stages, summary)
         solver.close()
         return outcome
@@ -109,22 +115,6 @@ class PDADMMG(GraphClassifier, ADMMSettings):
         columns, widths = largest_state(settings, problem.nodes, problem.inputs, problem.classes)
         dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products]
         return Storage(folder, limit.limit, X, problem.nodes, widths, columns, dtype, terms)
-
-
-def largest_state(
-    settings: ADMMSettings, nodes: int, inputs: int, classes: int
-) -> tuple[dict[str, int], list[int]]:
-    """Return the state's columns in the stage with the most of them, and the widths of the deepest network.
-
-    ``settings`` are checked ones.
-    """
-    assert settings.stages is not None  # checked
-    found = []
-    for number, depth in enumerate(settings.stages):
-        widths = [inputs, *[settings.hidden] * (depth - 1), classes]
-        stored = [n for n in range(1, depth) if not settings.solves_exactly(max(widths[n : n + 2]), nodes)]
-        found.append(state_columns(widths, stored, ACCELERATIONS[settings.acceleration](number)))
-    return max(found, key=lambda columns: sum(columns.values())), widths
 
 
 @dataclass(eq=False, repr=False)
@@ -148,4 +138,5 @@ class PDADMMGQ(PDADMMG, Quantizer):
         settings = super().checked()
         settings.quantizer = Quantizer.checked(self)
         check_tol(settings)
+        check_device_memory(settings)
         return settings

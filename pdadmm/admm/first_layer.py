@@ -40,6 +40,8 @@ def gram_matrix(p: Tensor | Parts, block: int = 512, products: Products = FULL) 
         rows, columns = (tuple(part[:, own] for part in parts) for own in (strip, below))
         products.mm_parts(transposed(rows), columns, out=gram[strip, below])
         gram[:start, strip] = gram[strip, :start].mT
+        square = gram[strip, strip]  # which products in bf16 need not leave symmetric
+        square.copy_(square.tril().add_(square.tril(-1).mT))
     return gram
 
 

@@ -29,13 +29,17 @@ class Problem:
     parts: dict[str, slice]
     logit_shift: Tensor | None = None
 
-    def on(self, device: torch.device) -> Problem:
-        """Return this problem with its arrays on ``device``; X then leaves this one, if it is not there already."""
+    def on(self, device: torch.device, streamed: bool = False) -> Problem:
+        """Return this problem with its arrays on ``device``; X then leaves this one, if it is not there already.
+
+        y of a ``streamed`` training stays where it is: its blocks go to the device as those of X do, which a storage
+        has.
+        """
         if device.type == "cpu":
             return self
-        X, y, shift = (None if x is None else x.to(device) for x in (self.X, self.y, self.logit_shift))
+        X, shift = (None if x is None else x.to(device) for x in (self.X, self.logit_shift))
+        y = self.y if streamed else self.y.to(device)
         self.X = None
-        assert y is not None
         return Problem(X, y, self.inputs, self.classes, self.parts, shift)
 
     @property

@@ -20,6 +20,7 @@ from pdadmm.parallel.rank_grid import grid_name
 from pdadmm.parameters import (
     check_stages,
     instance_of,
+    memory_size,
     non_negative,
     one_of,
     optional,
@@ -106,6 +107,11 @@ class ADMMSettings:
     device: str = param(
         "cpu", one_of(DEVICES), "where arrays live: cpu, cuda (a GPU for each rank), or auto: cuda where it can be used"
     )
+    device_memory: int | str | None = param(
+        None,
+        optional(memory_size),
+        "limit on the GPU's memory, such as 8GiB: X and the state stay in main memory and pass through in blocks",
+    )
 
     def checked(self) -> Self:
         """Return a copy with every value checked and every default that depends on others filled in."""
@@ -121,6 +127,7 @@ class ADMMSettings:
             check_stages(stages, layers)
         settings = type(self)(**values)
         check_tol(settings)
+        check_device_memory(settings)
         if settings.products != "full" and settings.dtype != "float32":
             raise InputError("products", settings.products, f"full with dtype {settings.dtype}")
         return settings
@@ -134,6 +141,22 @@ def check_tol(settings: ADMMSettings) -> None:
     """Raise InputError where ``tol`` would end every stage at once."""
     if settings.tol and settings.quantizer is not None and settings.quantizer.bits == 0:
         raise InputError("tol", settings.tol, "0 with 0 bits, where p and q as sent never differ")
+
+
+def check_device_memory(settings: ADMMSettings) -> None:
+    """Raise InputError where a limit on device memory goes with something that it cannot go with."""
+    limit = settings.device_memory
+    if limit is None:
+        return
+    if settings.device == "cpu":
+        remedy = "memory, for training from disk, limits main memory"
+        raise InputError("device_memory", limit, "left out with device cpu", remedy)
+    if settings.quantizer is not None:
+        remedy = "the scale of a message needs all nodes before any is quantized"
+        raise InputError("device_memory", limit, "left out with quantized messages", remedy)
+    if settings.first_layer == "kernel":
+        allowed = "auto, gram or gradient with device_memory"
+        raise InputError("first_layer", "kernel", allowed, "gram has the same minimiser")
 
 
 def default_stages(layers: int) -> tuple[int, ...]:

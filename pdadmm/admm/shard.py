@@ -10,7 +10,7 @@ from pdadmm.checkpoint import State
 from pdadmm.parallel.placement import run_of
 from pdadmm.parallel.transport import LocalTransport, Transport
 
-__all__ = ["WHOLE", "Shard", "deal"]
+__all__ = ["WHOLE", "Shard", "by_node", "deal"]
 
 OF_ALL_NODES = ("W", "b")  # arrays of a layer's state without a row for each node
 
@@ -81,7 +81,7 @@ class Shard:
             return state
         result = {}
         for name, value in state.items():
-            if not _by_node(name, value):
+            if not by_node(name, value):
                 result[name] = value
             elif self.leads:
                 result[name] = whole = torch.empty(self.nodes, *value.shape[1:], dtype=value.dtype)
@@ -95,10 +95,11 @@ class Shard:
 
     def part(self, state: State) -> State:
         """Return this shard's part of a layer's ``joined`` state."""
-        return {name: self.cut(value) if _by_node(name, value) else value for name, value in state.items()}
+        return {name: self.cut(value) if by_node(name, value) else value for name, value in state.items()}
 
 
-def _by_node(name: str, value: object) -> bool:
+def by_node(name: str, value: object) -> bool:
+    """Whether an entry of a layer's state is an array with a row for each node."""
     return isinstance(value, torch.Tensor) and name.rpartition(".")[2] not in OF_ALL_NODES
 
 

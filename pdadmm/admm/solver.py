@@ -12,22 +12,24 @@ import torch
 
 from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import get_activation
+from pdadmm.admm.divergence import describe_divergence
 from pdadmm.admm.first_layer import choose_first_layer
 from pdadmm.admm.growth import Weights, grow, random_layer
+from pdadmm.admm.host_storage import storage_beside
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
+from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.objective import combine, over_shards
 from pdadmm.admm.problem import Problem, scores
 from pdadmm.admm.products import make_products
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
-from pdadmm.admm.streamed import StreamedNetwork
+from pdadmm.admm.streamed import StreamedNetwork, beside, check_form
 from pdadmm.admm.streamed_first import StreamedFirst
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
-from pdadmm.disk.storage import Storage
-from pdadmm.errors import DivergenceError, InputError
+from pdadmm.errors import DivergenceError
 from pdadmm.history import History
 from pdadmm.parallel.device import CPU, choose_device, join_device, messages_of, moved, synchronize
 from pdadmm.parallel.placement import layer_costs, place_layers
@@ -58,7 +60,8 @@ class ADMMSolver:
 
     ``settings`` are checked settings, ``transport`` joins the ranks, ``watch`` is called with every row of
     the history, ``first`` may be the first layer of an earlier run on the same problem: its factor is reused;
-    ``saver`` writes checkpoints, and may have one to go on from; with a ``storage`` X and the state lie on disk.
+    ``saver`` writes checkpoints, and may have one to go on from; with a ``storage`` X and the state lie on disk,
+    with a limit on device memory in main memory.
     The ranks are the grid that the settings ask for. ``column`` joins those of one shard, whose rank is the layer
     group; ``shard`` says which nodes are this rank's, and joins those of one group; ``problem`` is the shard's, and
     lies like all arrays on ``device``.
@@ -75,7 +78,7 @@ class ADMMSolver:
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         first: Any = None,
         saver: Saver | None = None,
-        storage: Storage | None = None,
+        storage: NodeStorage | None = None,
     ) -> None:
         self.device = choose_device("cpu" if storage is not None else settings.device, transport)
         wait = functools.partial(synchronize, self.device)
@@ -85,14 +88,20 @@ class ADMMSolver:
         self.settings, self.transport = settings, transport
         self.eval_every, self.watch = eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
+        if settings.device_memory is not None:
+            assert storage is None
+            assert transport.size == 1
+            storage = storage_beside(self.device, problem, settings)
         self.nodes, self.counts = problem.nodes, {name: run.stop - run.start for name, run in problem.parts.items()}
         widths = [problem.inputs, *[settings.hidden] * (settings.layers - 1), problem.classes]
-        self.first_form = choose_first_layer(settings.first_layer, self.nodes, problem.inputs)
+        first_layer = "gram" if storage is not None and settings.first_layer == "auto" else settings.first_layer
+        self.first_form = choose_first_layer(first_layer, self.nodes, problem.inputs)
         self.first_cost = self.first_form.cost(self.nodes, problem.inputs, widths[1])
         self.grid = choose_grid(settings.grid, transport.size, self.nodes, widths, self.first_cost)
         self.column, row = join_grid(transport, self.grid)
         self.shard = Shard(row, self.nodes)
-        self.problem = deal(problem, self.shard, self.column.rank == 0, self.dtype).on(self.device)
+        own = deal(problem, self.shard, self.column.rank == 0, self.dtype)
+        self.problem = own.on(self.device, streamed=storage is not None)
         self.activation, self.loss = get_activation(settings.activation), get_loss(settings.loss)
         self.products = make_products(settings.products, self.device.type)
         if self.products.terms and not self.products.native and transport.rank == 0:
@@ -194,22 +203,22 @@ class ADMMSolver:
         def run() -> dict[str, Any]:
             state = run_state(stage, self.history, self.stages, self.clock, self.transport)
             state |= {"rho": self.penalties.rho, "schedule": self.schedule.state()}
-            return state | ({} if self.storage is None else {"files": self.storage.record()})
+            return state | ({} if self.storage is None else {self.storage.kind: self.storage.record()})
 
         self.saver.step(len(self.history), last, layers, run)
         if self.storage is not None and self.saver.written != len(self.history):
-            # the next iteration would write over the state that the last checkpoint counts on
-            allowed = "a folder with room for checkpoints"
-            raise InputError("scratch", str(self.storage.folder), allowed, "resume goes on from the last one")
+            self.storage.not_saved()
 
     def _go_on(self, saved: Checkpoint, depth: int) -> tuple[Stage, AnyNetwork]:
         """Build the stage of a checkpoint and bring it to where that was written, on any grid of ranks."""
         state = saved.progress
+        check_form(saved, self.storage)
         self._start_first_layer(self.widths(self.depths[0]))
         self.placement = self._place(depth)
 
         def read(layer: int) -> State:
-            return moved(self.shard.part(saved.layer(layer)), self.device)
+            whole = saved.layer(layer)
+            return moved(self.shard.part(whole), self.device) if self.storage is None else beside(whole, self.device)
 
         own = {layer: read(layer) for layer in self.placement[self.column.rank]}
         self.weights = {layer: (state["W"], state["b"]) for layer, state in own.items() if layer > 0}
@@ -217,7 +226,7 @@ class ADMMSolver:
         if self.storage is None:
             network.restore(lambda layer: own.get(layer) or read(layer))
         else:
-            network.go_on(own, state["files"], state["stage"]["ended"])
+            network.go_on(own, state[self.storage.kind], state["stage"]["ended"])
         self.clock.stop()
         stage, self.history, self.stages = restore_run(state, self.clock, self.transport)
         stage.best.weights = [under("best", own[layer.index]) for layer in network.layers]
@@ -331,17 +340,8 @@ class ADMMSolver:
 
     def _divergence(self, terms: list[Terms], network: AnyNetwork) -> str:
         """Say where the numbers stopped being finite: the earliest update of this iteration; collective."""
-        found = min((place for part in self.transport.allgather(network.not_finite()) for place in part), default=None)
-        if found is not None:
-            bad, first = found[1] + 1, f" ({found[2]} first)"
-        else:  # the variables are finite, their squares are not
-            sums = [sum(vars(term).values()) for term in terms]
-            bad = next((n for n, value in enumerate(sums, 1) if not math.isfinite(value)), len(terms))
-            first = ""
-        return (
-            f"iteration {len(self.history) + 1}: layer {bad} of {len(terms)} is not finite{first} with "
-            f"nu = {self.penalties.nu:g}, rho = {self.penalties.rho:g}; raise rho, lower nu, or use dtype float64"
-        )
+        found = [place for part in self.transport.allgather(network.not_finite()) for place in part]
+        return describe_divergence(len(self.history) + 1, found, terms, self.penalties)
 
     def _back_off(self, stage: Stage, network: AnyNetwork, error: DivergenceError) -> AnyNetwork:
         """Build the stage anew from its best weights so far, with ten times rho; or raise the error."""

@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdadmm.admm.acceleration import next_step
+from pdadmm.admm.acceleration import ACCELERATIONS, next_step
 from pdadmm.admm.block import BlockUpdates, Tally, Weights
 from pdadmm.admm.layer import UPDATED, HiddenLayer, Terms
+from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.problem import Problem, tally
+from pdadmm.admm.settings import ADMMSettings
+from pdadmm.admm.shard import by_node
 from pdadmm.admm.updates import update_W_b_exact, update_W_b_gradient
-from pdadmm.checkpoint import State
-from pdadmm.disk.storage import Storage, state_columns
+from pdadmm.checkpoint import Checkpoint, State
+from pdadmm.disk.storage import state_columns
+from pdadmm.errors import InputError
 from pdadmm.trace import Trace
 
-__all__ = ["StreamedNetwork"]
+__all__ = ["StreamedNetwork", "beside", "check_form", "largest_state"]
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Pace:
 
 
 class StreamedNetwork:
-    """Stands for pdadmm.admm.network.Network where z and q of every node lie on disk; all else follows from them.
+    """Stands for pdadmm.admm.network.Network where z and q of every node lie in a storage; all else follows.
 
     u = nu (q - f(z)) after every iteration, and p_l follows from z_l, q_{l-1} and u_{l-1} (its gradient form from the
     last p_l too, which is then kept). W and b of all layers follow from sums over the nodes. So one pass over the
@@ -56,7 +60,7 @@ class StreamedNetwork:
     """
 
     def __init__(
-        self, layers: Sequence[Any], storage: Storage, number: int, problem: Problem, accelerate: bool, trace: Trace
+        self, layers: Sequence[Any], storage: NodeStorage, number: int, problem: Problem, accelerate: bool, trace: Trace
     ) -> None:
         self.layers, self.storage, self.number, self.problem, self.trace = list(layers), storage, number, problem, trace
         self.penalties, self.activation = layers[0].penalties, layers[0].activation
@@ -66,7 +70,7 @@ class StreamedNetwork:
         stored = [layer.index for layer in self.uppers if not layer.exact]
         self.columns = state_columns(widths, stored, accelerate)
         self.paces = [Pace() for _ in layers]
-        self.updates = BlockUpdates(self.layers, storage.block, accelerate)
+        self.updates = BlockUpdates(self.layers, storage.block, accelerate, storage.device)
         self.sums: list[Any] = []  # Moments, one a layer
         self.made: tuple[float, ...] = ()  # what the sums were made with; () for none
         self.finite_p = [True] * self.depth
@@ -116,16 +120,16 @@ class StreamedNetwork:
     # Passes over the nodes
 
     def _blocks(self, write: bool) -> Iterator[tuple[range, Tensor, dict[str, Tensor]]]:
-        """Yield nodes, X and state of every block; the time between is the disk's."""
-        self.trace.mark("wait for the disk")
+        """Yield nodes, X and state of every block; the time between is the storage's."""
+        self.trace.mark(self.storage.waiting)
         for block in self.storage.sweep(write):
             self.trace.mark("update a block")
             yield block
-            self.trace.mark("wait for the disk")
+            self.trace.mark(self.storage.waiting)
 
     def _look(self, weights: Sequence[Weights]) -> None:
         """Make the next sums from the state as it is; at a stage's start, find the unit of the ridges."""
-        starts, tally = self.storage.current is None, Tally(self.layers)
+        starts, tally = not self.storage.has_state, Tally(self.layers)
         for _, X, state in self._blocks(write=False):
             if starts:
                 self.updates.start(X, state, weights, tally)
@@ -137,13 +141,13 @@ class StreamedNetwork:
 
     def _advance(self, before: Sequence[Weights], now: Sequence[Weights]) -> None:
         """Bring all nodes through the iteration, and make the next sums."""
-        starts, tally = self.storage.current is None, Tally(self.layers)
+        starts, tally = not self.storage.has_state, Tally(self.layers)
         extrapolated = [self.accelerate and layer.loss is None for layer in self.layers]
         likely = [next_step(pace.t)[0] if moves else 0.0 for pace, moves in zip(self.paces, extrapolated)]
         for nodes, X, state in self._blocks(write=True):
             if starts:
                 self.updates.start(X, state, before, tally)
-            y = self.problem.y[nodes.start : nodes.stop]
+            y = self.storage.here(self.problem.y[nodes.start : nodes.stop])
             self.updates.advance(X, y, state, before, now, (self._betas(), likely), tally)
         self.measured = tally.ahead
         self.sums, self.made = tally.sums, (self.penalties.rho, *likely)
@@ -193,7 +197,8 @@ class StreamedNetwork:
             start, stop = nodes.start, nodes.stop
             own = {name: slice(max(rows.start, start) - start, max(min(rows.stop, stop) - start, 0))
                    for name, rows in problem.parts.items()}  # fmt: skip
-            found = tally(torch.addmm(b, h, W.mT), problem.y[start:stop], own, problem.logit_shift)
+            y = self.storage.here(problem.y[start:stop])
+            found = tally(torch.addmm(b, h, W.mT), y, own, problem.logit_shift)
             total = {name: total.get(name, 0) + value for name, value in found.items()}
         return total
 
@@ -208,13 +213,14 @@ class StreamedNetwork:
     # Checkpoints
 
     def states(self) -> list[State]:
-        """Return what a checkpoint needs of every layer beside the files."""
+        """Return what a checkpoint needs of every layer beside the storage's record."""
         paces = [asdict(pace) for pace in self.paces]
         units = [{}, *({"unit": layer.unit} for layer in self.uppers)]
-        return [layer.snapshot() | pace | unit for layer, pace, unit in zip(self.layers, paces, units)]
+        kept = map(self.storage.kept, range(self.depth))
+        return [layer.snapshot() | pace | unit | own for layer, pace, unit, own in zip(self.layers, paces, units, kept)]
 
     def go_on(self, states: dict[int, State], record: dict[str, Any], ended: bool) -> None:
-        """Go on from the layers' states in a checkpoint and its record of the files, which an ended stage needs not."""
+        """Go on from the layers' states in a checkpoint and the storage's record, which an ended stage needs not."""
         for index, (layer, pace) in enumerate(zip(self.layers, self.paces)):
             state = states[index]
             pace.t, pace.measure, pace.beta = state["t"], state["measure"], state["beta"]
@@ -223,8 +229,38 @@ class StreamedNetwork:
             else:
                 layer.W, layer.b, layer.unit = state["W"], state["b"], state["unit"]
         if not ended:
-            self.storage.go_on(self.number, self.columns, record)
+            self.storage.go_on(self.number, self.columns, record, [states[index] for index in range(self.depth)])
             self.begun = True
+
+
+def largest_state(
+    settings: ADMMSettings, nodes: int, inputs: int, classes: int
+) -> tuple[dict[str, int], list[int]]:
+    """Return the state's columns in the stage with the most of them, and the widths of the deepest network.
+
+    ``settings`` are checked ones.
+    """
+    assert settings.stages is not None  # checked
+    found = []
+    for number, depth in enumerate(settings.stages):
+        widths = [inputs, *[settings.hidden] * (depth - 1), classes]
+        stored = [n for n in range(1, depth) if not settings.solves_exactly(max(widths[n : n + 2]), nodes)]
+        found.append(state_columns(widths, stored, ACCELERATIONS[settings.acceleration](number)))
+    return max(found, key=lambda columns: sum(columns.values())), widths
+
+
+def beside(state: State, device: torch.device) -> State:
+    """Return a layer's state with its weights on ``device`` and the rows of nodes where they are."""
+    return {name: x if by_node(name, x) or not isinstance(x, Tensor) else x.to(device) for name, x in state.items()}
+
+
+def check_form(saved: Checkpoint, storage: NodeStorage | None) -> None:
+    """Raise InputError where a checkpoint is of a run that kept its state in another form than this one does."""
+    limited, limits = "blocks" in saved.progress, storage is not None and storage.kind == "blocks"
+    if limited != limits:
+        value = f"{saved.path}, written with{'' if limited else 'out'} a limit on device memory"
+        cure = "give device_memory, on a GPU" if limited else "leave device_memory out"
+        raise InputError("checkpoint", value, "gone on with as it was begun", cure)
 
 
 def _finite(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The first layer of a training from disk: W_1, b_1 from sums over the nodes alone."""
+"""The first layer of a streamed training: W_1, b_1 from sums over the nodes alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, fixed_ridge
+from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.products import FULL, Products, transposed
 from pdadmm.admm.updates import Moments, spd_inverse, update_W_b_gradient
 from pdadmm.checkpoint import State
-from pdadmm.disk.storage import Storage
 
 __all__ = ["StreamedFirst"]
 
@@ -20,12 +20,12 @@ class StreamedFirst:
     p^T p is summed once, by blocks. ``squared`` is |p_1|^2.
     """
 
-    def __init__(self, form: str, storage: Storage, kappa_first: float, products: Products = FULL) -> None:
+    def __init__(self, form: str, storage: NodeStorage, kappa_first: float, products: Products = FULL) -> None:
         self.exact, self.products = form != "gradient", products
         self.name = (GramFirst if self.exact else GradientFirst).name
         nodes, n_0 = storage.nodes, storage.inputs
-        gram = torch.zeros(n_0, n_0, dtype=storage.dtype)
-        self.p_sum = torch.zeros(n_0, dtype=storage.dtype)
+        gram = torch.zeros(n_0, n_0, dtype=storage.dtype, device=storage.device)
+        self.p_sum = torch.zeros(n_0, dtype=storage.dtype, device=storage.device)
         for _, X in storage.X(nodes):
             parts = products.operand(X)
             products.addmm_parts(gram, transposed(parts), parts, out=gram)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import shutil
 import statistics
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,13 +56,14 @@ def state_columns(widths: Sequence[int], stored_p: Sequence[int], accelerated: b
 class Blocks:
     """What blocks of nodes take, in bytes: ``state`` and all, ``each``, for a node, ``fixed`` besides.
 
-    ``rows``: N, the labelled nodes.
+    ``rows``: N, the labelled nodes; ``cached``: whether the state of a block should fit a processor's cache.
     """
 
     rows: int
     state: float
     each: float
     fixed: int
+    cached: bool = True
 
     @classmethod
     def of(
@@ -78,9 +80,17 @@ class Blocks:
         """Return the least memory that will do."""
         return self.fixed + min(LEAST_BLOCK, self.rows) * self.each
 
+    def check(self, argument: str, memory: int) -> None:
+        """Raise InputError where ``memory`` bytes, which that argument gave, will not do."""
+        least = self.least()
+        if memory < least:
+            allowed = f"at least {-(-int(least) // MIB)}MiB for this network and these nodes"
+            raise InputError(argument, f"{memory // MIB}MiB", allowed)
+
     def nodes(self, memory: int) -> int:
         """Return B, the nodes of a block under a limit of ``memory`` bytes."""
-        block = int(min((memory - self.fixed) // self.each, LARGEST_BLOCK // self.state, self.rows))
+        largest = LARGEST_BLOCK // self.state if self.cached else math.inf
+        block = int(min((memory - self.fixed) // self.each, largest, self.rows))
         return max(min(LEAST_BLOCK, self.rows), block)
 
 
@@ -98,7 +108,13 @@ class Storage:
     ``widths`` [n_0, .., n_L] of the deepest stage; ``columns`` the state of the stage that has the largest. ``terms``
     numbers stand for each number of a product (Products); a block's operands then take
     terms (2 n_0 + 4 n + 4 n_L) bytes a node more, those of the weights go into ``fixed``.
+
+    It is a pdadmm.admm.node_storage.NodeStorage.
     """
+
+    kind: ClassVar[str] = "files"
+    waiting: ClassVar[str] = "wait for the disk"
+    device = torch.device("cpu")
 
     def __init__(
         self, folder: Path, memory: int, X: Centred | Tensor, nodes: int, widths: Sequence[int],
@@ -133,10 +149,7 @@ class Storage:
 
     def _plan(self, blocks: Blocks) -> int:
         """Return B; InputError where the memory or the disk is too small."""
-        least = blocks.least()
-        if self.memory < least:
-            allowed = f"at least {-(-int(least) // MIB)}MiB for this network and these nodes"
-            raise InputError("memory", f"{self.memory // MIB}MiB", allowed)
+        blocks.check("memory", self.memory)
         self.state_bytes = int(blocks.state * self.nodes)
         needed = 2 * self.state_bytes + self.rows * self.inputs * self.dtype.itemsize
         free = shutil.disk_usage(self.folder).free
@@ -176,7 +189,16 @@ class Storage:
             self.features.fetch(end, min(end + self.block, stop))
             yield range(start, end), torch.from_numpy(self.features.rows(start, end, memory[: end - start]))
 
+    def here(self, rows: Tensor) -> Tensor:
+        """Return a block's rows of another array: blocks are computed on in main memory."""
+        return rows
+
     # The state
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a file holds a state to go on from."""
+        return self.current is not None
 
     def begin(self, stage: int, columns: dict[str, int]) -> None:
         """Begin a stage, or begin it again: there is no state yet, and the file that a checkpoint counts on is kept."""
@@ -186,7 +208,9 @@ class Storage:
             self.stage, self.saved = stage, None
         self.current, self.moved = None, []
 
-    def go_on(self, stage: int, columns: dict[str, int], record: dict[str, Any]) -> None:
+    def go_on(
+        self, stage: int, columns: dict[str, int], record: dict[str, Any], kept: list[dict[str, Any]]
+    ) -> None:
         """Go on with the stage of a checkpoint; InputError where the files are not what it says."""
         self.run, self.number = bytes.fromhex(record["run"]), record["pass"]
         self.state.run = self.run
@@ -202,6 +226,15 @@ class Storage:
             self.state.flush(self.current)
         self.saved = self.current
         return {"run": self.run.hex(), "pass": self.number, "file": self.current}
+
+    def kept(self, layer: int) -> dict[str, Tensor]:
+        """Return nothing: the state of all layers is in the files."""
+        return {}
+
+    def not_saved(self) -> None:
+        """Raise InputError: the next iteration would write over the state that the last checkpoint counts on."""
+        allowed = "a folder with room for checkpoints"
+        raise InputError("scratch", str(self.folder), allowed, "resume goes on from the last one")
 
     def sweep(self, write: bool) -> Iterator[tuple[range, Tensor, dict[str, Tensor]]]:
         """Yield the training nodes of every block, their rows of X and their state.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from pdadmm.admm.estimator import largest_state
+from pdadmm.admm.streamed import largest_state
 from pdadmm.baselines.gcn import FullGraph
 from pdadmm.data import Graph
 from pdadmm.models.gnn import ARCHITECTURES
