@@ -83,7 +83,8 @@ class GraphClassifier(NodeClassifier):
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
             began = time.perf_counter()
-            device = "cpu" if on_disk else getattr(settings, "device", "cpu")
+            limited = on_disk or getattr(settings, "device_memory", None) is not None
+            device = "cpu" if limited else getattr(settings, "device", "cpu")  # a slice of hops knows no limit
             self.augmenter_.device = device
             if isinstance(graph, AugmentedFolder):
                 self.augmenter_ = copy.copy(graph.same_augmenter(self.augmenter_))

@@ -327,6 +327,10 @@ def test_a_solver_on_a_device_augments_there(asked, device, tmp_path):
         assert asked == [device, "auto"]
     plain = PDADMMG(**RUN).fit(GRAPH)
     assert len(asked) == 2
+    with StandIn():  # a slice of hops knows no limit
+        limited = PDADMMG(**RUN, device="cuda", device_memory="1GiB").fit(GRAPH)
+    assert len(asked) == 2
+    assert limited.augmenter_.device == "cpu"
     assert plain.augmenter_.device == "cpu"
     np.testing.assert_allclose(predicted, plain.predict_proba(GRAPH), atol=1e-3)
     solver.save(tmp_path / "model.safetensors")

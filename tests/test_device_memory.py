@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in_device import DEVICE, DeviceTensor, StandIn
+from stand_in_device import CPU, DEVICE, DeviceTensor, StandIn
 from test_disk_training import close, outcome
 
 from pdadmm import PDADMMG, PDADMMGQ, Augmenter, DivergenceError, InputError, Quantizer, csbm
@@ -28,7 +28,6 @@ from pdadmm.kernels import cpu, factor, updates
 from pdadmm.parallel.transport import LocalTransport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
 LIMIT = "1GiB"
 ON_DEVICE = {"device": "cuda", "device_memory": LIMIT}
 SMALL = {"layers": 4, "hidden": 5, "hops": 1, "iterations": 2, "stages": (2, 4)}
@@ -52,6 +51,7 @@ def stand_in(monkeypatch):
     """Let "cuda" be the stand-in, and the CPU do what it does: plain torch."""
     monkeypatch.setattr(solver_module, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
     monkeypatch.setattr("pdadmm.admm.estimator.check_device", lambda name: None)
+    monkeypatch.setattr("pdadmm.parallel.device.own_device", lambda name: CPU)
     monkeypatch.setattr(updates, "_functions", {})
     monkeypatch.setattr(factor, "_inverse", {})
     monkeypatch.setattr(cpu, "_library", None)
