@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_admm_updates import FUNCTIONS
+from admm_layer import FUNCTIONS
 
 from pdadmm.admm.layer import link_sums, squared_norm
 from pdadmm.admm.losses import get_loss, softmax_newton
