@@ -13,8 +13,10 @@ from unittest import mock
 import pytest
 import torch
 
+from pdadmm import csbm
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.cli import main
+from pdadmm.data import write_npz
 from pdadmm.quantize import GRIDS
 from pdadmm.solvers import SOLVERS
 
@@ -65,15 +67,22 @@ def test_quickstart(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_mpi_layers_in_one_process(tmp_path):
+@pytest.fixture
+def mpi_layers(tmp_path) -> list[str]:
+    """The command of the example, with a graph that every rank reads quickly."""
+    write_npz(csbm(200, num_classes=3, num_features=6, seed=0), tmp_path / "small.npz")
+    return [sys.executable, str(EXAMPLES / "mpi_layers.py"), "--dataset", "small.npz", *SMALL]
+
+
+def test_mpi_layers_in_one_process(mpi_layers, tmp_path):
     mpiexec()
-    out = launch(sys.executable, str(EXAMPLES / "mpi_layers.py"), *SMALL, folder=tmp_path)
+    out = launch(*mpi_layers, folder=tmp_path)
     assert "rank 0: layers 1, 2" in out
     assert "test accuracy of the 2-layer network" in out
 
 
-def test_mpi_layers_with_a_layer_per_rank(tmp_path):
-    out = launch(mpiexec(), "-n", "3", sys.executable, str(EXAMPLES / "mpi_layers.py"), *SMALL, folder=tmp_path)
+def test_mpi_layers_with_a_layer_per_rank(mpi_layers, tmp_path):
+    out = launch(mpiexec(), "-n", "3", *mpi_layers, folder=tmp_path)
     last_stage = out.partition("\n3 layers")[2]
     assert [f"rank {rank}: layers {rank + 1} " in last_stage for rank in range(3)] == [True] * 3
     assert "rank 2: waits for its layers" in out.partition("\n3 layers")[0]

@@ -9,7 +9,6 @@ from pathlib import Path
 import mpi_backprop
 import numpy as np
 import pytest
-import torch
 from mpi_launch import NEEDS_MPI, mpiexec
 
 from pdadmm.parallel.ledger import ring_bytes
@@ -20,34 +19,25 @@ pytestmark = NEEDS_MPI
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    mpi_backprop.run_cases(folder, 0)
-    torch.set_num_threads(threads)
+def alone(one_thread, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    mpi_backprop.run_cases(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """Launch every case on so many ranks, once a module."""
-    folders = {}
-
-    def launch(ranks: int) -> Path:
-        if ranks not in folders:
-            folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-            folders[ranks] = mpiexec(ranks, HERE / "mpi_backprop.py", folder), folder
-        done, folder = folders[ranks]
-        assert done.returncode == 0, done.stderr[-3000:]
-        return folder
-
-    return launch
+def launched(tmp_path_factory) -> Path:
+    """Every case on three ranks, then on one beside two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = mpiexec(3, HERE / "mpi_backprop.py", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("name", mpi_backprop.CASES)
 def test_ranks_agree_with_one_process(alone, launched, ranks, name):
-    folder = launched(ranks)
+    folder = launched / str(ranks)
     expected = dict(np.load(alone / f"{name}.0.npz"))
     ours = json.loads((alone / f"{name}.0.json").read_text())
     for rank in range(ranks):
@@ -64,12 +54,12 @@ def test_ranks_agree_with_one_process(alone, launched, ranks, name):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_bytes_are_those_of_the_gradients(launched, ranks):
-    told = json.loads((launched(ranks) / "gd.0.json").read_text())
+    told = json.loads((launched / str(ranks) / "gd.0.json").read_text())
     summary, history = told["summary"], told["history"]
-    numbers = sum(array.size for array in np.load(launched(ranks) / "gd.0.npz").values()) + 1  # and the loss
+    numbers = sum(array.size for array in np.load(launched / str(ranks) / "gd.0.npz").values()) + 1  # and the loss
     steps = math.ceil(420 / 37)  # training nodes of csbm:700 in batches of 37
     assert summary["bytes_per_iteration"] == steps * ranks * ring_bytes(8 * numbers, ranks)
     assert summary["bytes_sent"] == history[-1]["bytes"] == 6 * summary["bytes_per_iteration"]
     assert summary["bytes_other"] > 0
-    told = json.loads((launched(ranks) / "adam.0.json").read_text())["summary"]
+    told = json.loads((launched / str(ranks) / "adam.0.json").read_text())["summary"]
     assert told["bytes_sent"] == sum(stage["iterations"] * stage["bytes_per_iteration"] for stage in told["stages"])
