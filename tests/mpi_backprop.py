@@ -36,7 +36,7 @@ def run_cases(out: Path, comm=None) -> None:
     rank = 0 if comm is None else comm.rank
     for name, (solver, more) in CASES.items():
         given = COMMON | more
-        graph = csbm(700, num_classes=3, num_features=6, avg_degree=6, seed=2)
+        graph = csbm(280, num_classes=3, num_features=6, avg_degree=6, seed=2)
         if given.pop("split", None):
             graph = graph.with_splits({"train": [5, 9], "val": [0, 1, 2], "test": [3]})
         trained = solver_class(solver)(**given).fit(graph, comm=comm)

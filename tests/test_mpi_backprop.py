@@ -57,7 +57,7 @@ def test_bytes_are_those_of_the_gradients(launched, ranks):
     told = json.loads((launched / str(ranks) / "gd.0.json").read_text())
     summary, history = told["summary"], told["history"]
     numbers = sum(array.size for array in np.load(launched / str(ranks) / "gd.0.npz").values()) + 1  # and the loss
-    steps = math.ceil(420 / 37)  # training nodes of csbm:700 in batches of 37
+    steps = math.ceil(168 / 37)  # training nodes of csbm:280 in batches of 37
     assert summary["bytes_per_iteration"] == steps * ranks * ring_bytes(8 * numbers, ranks)
     assert summary["bytes_sent"] == history[-1]["bytes"] == 6 * summary["bytes_per_iteration"]
     assert summary["bytes_other"] > 0
