@@ -23,7 +23,7 @@ NEEDS_MPI = [
 ]
 
 
-def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess:
+def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess:
     """Run python under mpiexec; the whole job is killed after ``timeout`` seconds."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
