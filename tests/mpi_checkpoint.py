@@ -1,6 +1,6 @@
 """Runs with checkpoints on this job's ranks: cut off by a signal to one rank, gone on with, or killed.
 
-mpiexec -n 3 python tests/mpi_checkpoint.py stop|resume|kill|gnn|gnn-resume FOLDER
+mpiexec -n 3 python tests/mpi_checkpoint.py stop|resume|kill FOLDER
 """
 
 from __future__ import annotations
@@ -99,14 +99,9 @@ def gnn_resume(folder: Path) -> dict:
     return told
 
 
-def main(task: str, folder: Path) -> None:
-    if task.startswith("gnn"):
-        told = (gnn if task == "gnn" else gnn_resume)(folder)
-        (folder / f"{task}.{launched_rank()}.json").write_text(json.dumps(told))
-        return
-    if task == "kill":
-        fit("exact", folder / "exact", watch=killed)
-    for name in CASES if task != "kill" else ():
+def layers(task: str, folder: Path) -> None:
+    """Stop every run of pdADMM-G or go on with it; write what this rank ends with."""
+    for name in CASES:
         status = 0
         try:
             trained = fit(name, folder / name, watch=stop if task == "stop" else None, resume=task == "resume")
@@ -116,6 +111,15 @@ def main(task: str, folder: Path) -> None:
         if task == "resume":
             told |= {"bytes": trained.history_.column("bytes")} | outcome(trained)
         (folder / f"{name}.{task}.{launched_rank()}.json").write_text(json.dumps(told))
+
+
+def main(task: str, folder: Path) -> None:
+    if task == "kill":
+        fit("exact", folder / "exact", watch=killed)
+        return
+    layers(task, folder)
+    told = (gnn if task == "stop" else gnn_resume)(folder)
+    (folder / f"gnn.{task}.{launched_rank()}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

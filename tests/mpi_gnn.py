@@ -17,7 +17,7 @@ from pdadmm.solvers import solver_class
 
 __all__ = ["APPROXIMATE", "CASES", "COMMON", "EXACT", "JOBS", "graph_of", "run_cases"]
 
-COMMON = {"layers": 3, "hidden": 7, "iterations": 50, "dtype": "float64", "dropout": 0.3, "patience": None}
+COMMON = {"layers": 3, "hidden": 7, "iterations": 20, "dtype": "float64", "dropout": 0.3, "patience": None}
 SHORT = {"iterations": 8}
 
 # Equal to one process whatever the ranks: name -> (solver, graph, hyper-parameters)

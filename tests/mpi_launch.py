@@ -23,11 +23,12 @@ NEEDS_MPI = [
 ]
 
 
-def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess:
+def mpiexec(ranks: int, *arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess:
     """Run python under mpiexec; the whole job is killed after ``timeout`` seconds."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
         # Open MPI: containers run as root, and tests start more ranks than cores
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -1,6 +1,7 @@
 """Fit a list of small cases on this job's ranks and write each rank's final state, history and ledger.
 
 mpiexec -n 3 python tests/mpi_run.py OUT
+mpiexec -n 1 python tests/mpi_run.py OUT
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from mpi_state import state_of
 from mpi_transport import check_transport
 
-from pdadmm import csbm, digits
+from pdadmm import csbm
 from pdadmm.admm.network import Network
 from pdadmm.solvers import solver_class
 
-__all__ = ["CASES", "DAMAGED", "run_cases", "split_case"]
+__all__ = ["CASES", "CSBM", "DAMAGED", "run_cases"]
 
 ITERATIONS = 4
 CSBM = {"layers": 10, "hidden": 8, "hops": 2, "iterations": ITERATIONS}
@@ -37,7 +38,7 @@ CASES = {
     "bf16": ("csbm", {"products": "bf16", "form": "exact"}),
     "squared": ("csbm", {"loss": "squared_error", "activation": "identity", "mu": 0.01}),
     "arrays": ("arrays", {}),
-    "digits": ("digits", {"hidden": 20}),
+    "large": ("large", {"hidden": 20}),
     "quantized": ("csbm", {"solver": "pdadmm-g-q", "bits": 4, "rounding": "stochastic"}),
     "constrained": ("csbm", {"solver": "pdadmm-g-q", "bits": 8, "coding": "constrained"}),
     "plain": ("csbm", {"acceleration": "none"}),
@@ -66,8 +67,8 @@ DAMAGED_AFTER = (3, 25)  # iterations; a hash finds out at the 16th and 32nd mes
 
 def data_of(name: str) -> tuple:
     """What ``fit`` is given."""
-    if name == "digits":
-        return (digits(),)
+    if name == "large":
+        return (csbm(1800, num_classes=10, num_features=64, avg_degree=10, seed=2),)
     if name == "arrays":
         random = np.random.default_rng(0)
         return random.normal(size=(40, 6)), np.array(["red", "green", "blue"])[random.integers(3, size=40)]
@@ -107,10 +108,10 @@ def run_case(name: str, out: Path, rank: int, comm=None) -> None:
     (out / f"{name}.{rank}.json").write_text(json.dumps(described))
 
 
-def run_cases(out: Path, rank: int) -> None:
-    """Fit every case on the world's ranks."""
+def run_cases(out: Path, rank: int, comm=None) -> None:
+    """Fit every case on the world's ranks, or those of a communicator."""
     for name in CASES:
-        run_case(name, out, rank)
+        run_case(name, out, rank, comm)
 
 
 def damaged_case(name: str, out: Path, rank: int) -> None:
@@ -137,16 +138,22 @@ def damaged_case(name: str, out: Path, rank: int) -> None:
     (out / f"{name}.{rank}.resent.json").write_text(json.dumps(told))
 
 
-def split_case(out: Path) -> None:
+def split_cases(out: Path) -> None:
     """Ranks 1 and up fit on a communicator of their own while rank 0 fits alone."""
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     part = world.Split(color=int(world.rank > 0), key=world.rank)
-    for folder in ("split-0", "split-1"):
-        (out / folder).mkdir(exist_ok=True)
+    folder = folder_of(out, part.size)
     world.Barrier()
-    run_case("exact-gram-32", out / f"split-{int(world.rank > 0)}", part.rank, part)
+    run_cases(folder, part.rank, part)
+
+
+def folder_of(out: Path, ranks: int) -> Path:
+    """Where so many ranks write."""
+    folder = out / str(ranks)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def main() -> None:
@@ -156,11 +163,14 @@ def main() -> None:
     transport = make_transport()
     assert (transport.rank, transport.size) == (launched_rank(), launched_size())
     check_transport(transport)
-    run_cases(out, transport.rank)
-    if transport.size == 3:
-        split_case(out)
-        for name in DAMAGED:
-            damaged_case(name, out, transport.rank)
+    folder = folder_of(out, transport.size)
+    if transport.size == 1:
+        run_case("exact-gram-32", folder, 0)
+        return
+    run_cases(folder, transport.rank)
+    for name in DAMAGED:
+        damaged_case(name, folder, transport.rank)
+    split_cases(out)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from pdadmm.parallel.transport import LocalTransport
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class
 
-# MPITransport meets the same check in test_mpi.py, on 1, 2, 3 and 10 ranks.
+# MPITransport meets the same check in test_mpi.py, on 1 to 3, and in test_mpi_many.py on ten.
 TRANSPORTS = [LocalTransport]
 
 SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
 GRADIENT = {"iterations": 200}  # steps along a gradient are shorter than an iteration of pdADMM-G
+FEW = {"iterations": 4}  # where no accuracy is looked at
 ROW = {"iteration": int, "stage": int, "layers": int, "objective": float, "seconds": float, "bytes": int}
 SUMMARY = {
     "seed": int, "ranks": int, "layers": int, "hidden": int, "iterations": int, "stages": list,
@@ -159,9 +160,10 @@ def test_the_same_seed_gives_the_same_bits(graph, fitted, name):
     assert same_weights(fitted(name), again)
     assert fitted(name).history_.column("objective") == again.history_.column("objective")
     state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    one = make(name, **FEW).fit(graph)
     torch.manual_seed(99)
     np.random.seed(99)
-    assert same_weights(fitted(name), make(name).fit(graph))  # whatever the global generators say
+    assert same_weights(one, make(name, **FEW).fit(graph))  # whatever the global generators say
     np.random.set_state(("MT19937", state[0], 624))
     torch.set_rng_state(state[1])
 
@@ -169,20 +171,21 @@ def test_the_same_seed_gives_the_same_bits(graph, fitted, name):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_training_leaves_the_global_generators_alone(graph, name):
     before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()
-    make(name).fit(graph)
+    make(name, **FEW).fit(graph)
     assert np.array_equal(np.random.get_state()[1], before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_another_seed_gives_another_network(graph, fitted, name):
-    assert not same_weights(fitted(name), make(name, seed=1).fit(graph))
+def test_another_seed_gives_another_network(graph, name):
+    one, other = (make(name, seed=seed, **FEW).fit(graph) for seed in (0, 1))
+    assert not same_weights(one, other)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_graph_is_left_as_it_was(graph, name):
     before = graph.fingerprint()
-    make(name).fit(graph).predict(graph)
+    make(name, **FEW).fit(graph).predict(graph)
     assert graph.fingerprint() == before
 
 
@@ -208,16 +211,17 @@ def test_a_run_goes_on_from_a_checkpoint(graph, fitted, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_it_trains_from_disk_or_says_that_it_does_not(graph, fitted, name, tmp_path):
+def test_it_trains_from_disk_or_says_that_it_does_not(graph, name, tmp_path):
     disk = {"memory": "300MiB", "scratch": tmp_path}
     if not solver_class(name).streams:
         with pytest.raises(InputError, match="memory = 300MiB: must be left out"):
             make(name).fit(graph, **disk)
         return
-    again = make(name).fit(graph, **disk)
-    ours, theirs = (run.history_.column("objective") for run in (fitted(name), again))
+    few = {"iterations": min(20, make(name).iterations)}
+    plain, again = make(name, **few).fit(graph), make(name, **few).fit(graph, **disk)
+    ours, theirs = (run.history_.column("objective") for run in (plain, again))
     assert theirs == pytest.approx(ours, rel=1e-4)
-    assert again.score(graph) == pytest.approx(fitted(name).score(graph), abs=0.05)
+    assert again.score(graph) == pytest.approx(plain.score(graph), abs=0.05)
     assert json.loads(json.dumps(again.summary_)) == again.summary_
 
 

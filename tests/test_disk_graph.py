@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -34,10 +35,19 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("written") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        patch.setattr(blocks, "BLOCK_BYTES", 64)
+        write_graph(digits(), path)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path, small_blocks):
-    write_graph(digits(), tmp_path / "digits")
-    return tmp_path / "digits"
+def folder(written, tmp_path, small_blocks):
+    return shutil.copytree(written, tmp_path / "digits")
 
 
 # Arrays

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import re
 import shlex
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -52,15 +54,16 @@ def find(dotted: str):
     raise AssertionError(f"{dotted} does not exist")
 
 
-def help_of(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
+@cache
+def help_of(*arguments: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
         main([*arguments, "--help"])
     assert stop.value.code == 0
-    return capsys.readouterr().out
+    return out.getvalue()
 
 
-def flags_of_train(capsys) -> set[str]:
-    return {flag for name in SOLVERS for flag in FLAG.findall(help_of(capsys, "train", "--solver", name))}
+def flags_of_train() -> set[str]:
+    return {flag for name in SOLVERS for flag in FLAG.findall(help_of("train", "--solver", name))}
 
 
 def flags_section(command: str) -> str:
@@ -138,8 +141,8 @@ def test_every_learned_attribute_is_documented():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_every_flag_of_train_is_in_the_tables(name, capsys):
-    listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", help_of(capsys, "train", "--solver", name), re.MULTILINE)
+def test_every_flag_of_train_is_in_the_tables(name):
+    listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", help_of("train", "--solver", name), re.MULTILINE)
     assert set(flag_rows(name)) == set(listed)
 
 
@@ -182,13 +185,13 @@ def test_the_tables_reader_reads():
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
-def test_the_flags_of_other_commands_are_documented(command, capsys):
+def test_the_flags_of_other_commands_are_documented(command):
     """Each is named in its section, those that tune shares with train by name of that; defaults are the program's."""
-    text = help_of(capsys, command)
-    shared = flags_of_train(capsys) if command == "tune" else set()
+    text = help_of(command)
+    shared = flags_of_train() if command == "tune" else set()
     listed = "\n".join(re.findall(r"^  -.*$", text, re.MULTILINE))
     named, flags = set(FLAG.findall(flags_section(command))), set(FLAG.findall(listed)) - {"--help"}
-    assert flags - shared <= named <= flags | flags_of_train(capsys)
+    assert flags - shared <= named <= flags | flags_of_train()
     tabled = documented_flags(command)
     assert set(tabled) <= flags
     for flag, default in tabled.items():
@@ -203,22 +206,22 @@ def test_the_search_spaces_in_the_docs_are_the_programs():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_flag_in_the_text_exists(page, capsys):
+def test_every_flag_in_the_text_exists(page):
     others = {"--ntasks", "--cpus-per-task", "--signal", "--index-url"}  # of Slurm and pip
-    known = flags_of_train(capsys) | {"--version"} | others
-    known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(capsys, name))}
+    known = flags_of_train() | {"--version"} | others
+    known |= {flag for name in COMMANDS for flag in FLAG.findall(help_of(name))}
     for folder in ("examples", "benchmarks"):
         known |= {flag for path in (ROOT / folder).glob("*.py") for flag in FLAG.findall(path.read_text("utf-8"))}
     assert set(FLAG.findall(page.read_text("utf-8"))) <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_command_in_the_text_parses(page, capsys):
+def test_every_command_in_the_text_parses(page):
     """Every flag of a command line that is shown is a flag of that command."""
     text = page.read_text("utf-8").replace("\\\n", " ")
     for line in re.findall(rf"^ +.*?(?<=\s|/)(?:python -m )?(pdadmm (?:{'|'.join(COMMANDS)}).*)$", text, re.MULTILINE):
         arguments = shlex.split(line.partition("#")[0])[1:]
-        known = set(FLAG.findall(help_of(capsys, *arguments[:1]))) | flags_of_train(capsys)
+        known = set(FLAG.findall(help_of(*arguments[:1]))) | flags_of_train()
         assert {word for word in arguments if word.startswith("--")} <= known, line
 
 

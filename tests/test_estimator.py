@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from estimator_small import LONGER, SMALL, small_graph, three_clouds
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 import pdadmm
-from pdadmm import PDADMMG, PDADMMGQ, Adam, Augmenter, Graph, InputError, csbm, digits
+from pdadmm import PDADMMG, PDADMMGQ, Augmenter, Graph, InputError, csbm, digits
 from pdadmm.admm.presets import PRESETS
 from pdadmm.parameters import parameters
-
-SMALL = {"layers": 3, "hidden": 8, "iterations": 4, "hops": 2}
-LONGER = SMALL | {"iterations": 10}  # where accuracy is looked at: 4 iterations of 8 neurons are a matter of luck
 
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    return csbm(150, num_classes=3, num_features=6, seed=2)
+    return small_graph()
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +28,7 @@ def trained(graph) -> PDADMMG:
 
 @pytest.fixture(scope="module")
 def arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Three clouds of points with names."""
-    random = np.random.default_rng(0)
-    labels = random.integers(3, size=90)
-    return random.normal(size=(90, 4)) + 3 * np.eye(3, 4)[labels], np.array(["red", "green", "blue"])[labels]
+    return three_clouds()
 
 
 # scikit-learn
@@ -281,176 +272,6 @@ def test_load_is_called_on_an_estimator(tmp_path):
             wrong()
     with pytest.raises(TypeError, match=r"PDADMMG\(\)\.load\(path\)"):
         PDADMMG.load("m")
-
-
-# Bad input
-
-BAD = (
-    None,
-    "koala",
-    -1,
-    0,
-    2.5,
-    float("nan"),
-    float("inf"),
-    True,
-    [],
-    [3, 2],
-    "9,10",
-    b"x",
-    {"a": 1},
-    object(),
-    np.zeros(2),
-)
-
-
-def accepted(field, value) -> bool:
-    try:
-        field.metadata["check"].accept(value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return False
-    return True
-
-
-@pytest.mark.parametrize("name", [field.name for field in parameters(PDADMMG)])
-def test_bad_hyper_parameters_are_named(graph, name):
-    field = next(field for field in parameters(PDADMMG) if field.name == name)
-    refused = [value for value in BAD if not accepted(field, value)]
-    assert len(refused) >= 8
-    for value in refused:
-        with pytest.raises(InputError) as caught:
-            PDADMMG(**(SMALL | {name: value})).fit(graph)
-        assert str(caught.value).startswith(f"{name} = ")
-        assert field.metadata["check"].allowed in str(caught.value)
-        assert caught.value.argument == name
-
-
-@pytest.mark.parametrize(
-    "name", ["layers", "hidden", "iterations", "hops", "eval_every", "patience", "threads", "seed"]
-)
-@pytest.mark.parametrize("value", [-1, 2.5, "2.5", True, "1e3", float("nan"), ""])
-def test_whole_numbers(graph, name, value):
-    with pytest.raises(InputError, match=name):
-        PDADMMG(**(SMALL | {name: value})).fit(graph)
-
-
-@pytest.mark.parametrize("name", ["nu", "rho", "max_seconds"])
-@pytest.mark.parametrize("value", [0, -0.0, -1, "nan", "inf", "x", True])
-def test_positive_numbers(graph, name, value):
-    with pytest.raises(InputError, match=name):
-        PDADMMG(**(SMALL | {name: value})).fit(graph)
-
-
-@pytest.mark.parametrize("name", ["mu", "kappa_first", "kappa_identity", "prox_W", "prox_z", "tol"])
-def test_numbers_that_may_be_zero(graph, name):
-    estimator = PDADMMG(**(SMALL | {name: 0}))
-    assert np.isfinite(estimator.fit(graph).history_.column("objective")).all()
-    with pytest.raises(InputError, match=name):
-        PDADMMG(**(SMALL | {name: -1e-9})).fit(graph)
-
-
-def test_numbers_as_text_are_refused(graph):
-    """Text is what the command line has; in Python it is a slip."""
-    for wrong in ({"hidden": "8"}, {"nu": "0.3"}, {"patience": "3"}):
-        ((name, value),) = wrong.items()
-        with pytest.raises(InputError, match=rf"{name} = '{value}': must be .*; write it without quotes"):
-            PDADMMG(**(SMALL | wrong)).fit(graph)
-
-
-def test_names_that_are_no_hyper_parameters(graph):
-    with pytest.raises(TypeError, match=r"PDADMMG has no hyper-parameter lyers: did you mean layers\?"):
-        PDADMMG(lyers=3)
-    with pytest.raises(TypeError, match=r"Adam has no hyper-parameter zzz: it has .*layers"):
-        Adam(zzz=3)
-    assert clone(PDADMMG(layers=3)).layers == 3
-
-
-def test_a_score_needs_nodes_of_its_part(graph, trained):
-    with pytest.raises(InputError, match=r"graph = without splits: .*make_splits"):
-        trained.score(graph.with_splits(None))
-    bare = graph.with_splits({**graph.splits, "test": []})
-    with pytest.raises(InputError, match="graph = without nodes for test: must be one with nodes for test"):
-        trained.score(bare)
-
-
-def test_bad_arrays(arrays):
-    X, y = arrays
-    holed = X.copy()
-    holed[3, 2] = np.nan
-    huge = X.copy()
-    huge[0, 0] = 1e300  # infinite in float32
-    for bad_X, bad_y in (
-        (X, None), (X, y[:-1]), (X[:0], y[:0]), (X[:, 0], y), (X, np.stack([y, y])), (holed, y), (huge, y),
-        (X[None], y), (3.0, y), (X, "red"),
-    ):  # fmt: skip
-        with pytest.raises(InputError):
-            PDADMMG(**SMALL).fit(bad_X, bad_y)
-
-
-@pytest.mark.parametrize(
-    "X", [[["a", "b"]] * 2, [[1.0, 2.0], [3.0]], [[None, 1.0], [2.0, 3.0]], [[1 + 1j, 2], [3, 4]]], ids=str
-)
-def test_features_that_are_no_numbers(X):
-    with pytest.raises(InputError, match="X"):
-        PDADMMG(**SMALL).fit(X, [0, 1])
-
-
-def test_bad_graphs(graph, trained):
-    with pytest.raises(InputError, match="splits"):
-        PDADMMG(**SMALL).fit(graph.with_splits(None))
-    with pytest.raises(InputError, match="y"):
-        PDADMMG(**SMALL).fit(graph, graph.labels)
-    with pytest.raises(InputError, match="split"):
-        trained.score(graph, split="koala")
-    with pytest.raises(InputError, match="split"):
-        trained.score(graph.with_splits(None))
-    empty = graph.with_splits(graph.splits | {"test": np.array([], dtype=np.int64)})
-    with pytest.raises(InputError, match="split"):
-        trained.score(empty)
-    with pytest.raises(InputError, match="X"):
-        trained.predict(np.zeros((3, 5)))
-    with pytest.raises(InputError, match="X"):
-        trained.predict(np.zeros(18))
-    assert PDADMMG(**SMALL).fit(empty).summary_["test_accuracy"] is None
-
-
-# The package
-
-
-def in_a_new_process(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120,
-        cwd=Path(pdadmm.__file__).parents[1],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_importing_the_package_is_light():
-    heavy = "('torch', 'sklearn', 'mpi4py', 'cupy', 'matplotlib', 'numpy', 'scipy', 'safetensors', 'tqdm')"
-    assert in_a_new_process(f"import sys, pdadmm; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
-
-
-def test_training_needs_no_mpi_and_no_gpu():
-    code = (
-        "import sys\n"
-        "for name in ('mpi4py', 'cupy', 'matplotlib'): sys.modules[name] = None\n"
-        "import pdadmm\n"
-        "graph = pdadmm.csbm(60, num_classes=2, num_features=3)\n"
-        "print(pdadmm.PDADMMG(layers=2, hidden=3, iterations=2).fit(graph).predict(graph).shape)"
-    )
-    assert in_a_new_process(code).strip() == "(60,)"
-
-
-def test_public_names_resolve():
-    assert set(pdadmm.__all__) <= set(dir(pdadmm))
-    assert len(set(pdadmm.__all__)) == len(pdadmm.__all__)
-    for name in pdadmm.__all__:
-        value = getattr(pdadmm, name)
-        assert value is not None
-        assert name == "__version__" or value.__doc__, f"{name} has no docstring"
-    with pytest.raises(AttributeError, match="koala"):
-        pdadmm.koala  # noqa: B018
 
 
 # Accuracy

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 import torch
-from test_admm_updates import FUNCTIONS
+from admm_layer import FUNCTIONS
 
 from pdadmm.admm.layer import link_sums, squared_norm
 from pdadmm.admm.losses import get_loss, softmax_newton
@@ -17,8 +18,9 @@ needs_kernels = pytest.mark.skipif(not fused.available(), reason="the C updates 
 SIZES = [(1, 1), (3, 5), (17, 7), (64, 32), (900, 300)]  # the last is cut among threads
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def two_threads():
+    """For what is tested alone: torch's own threads, which would compute the equations, wait busily."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -39,13 +41,14 @@ def assert_close_in(dtype, ours, theirs) -> None:
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_c_updates_equal_the_equations(two_threads, name, dtype, shape):
+def test_the_c_updates_equal_the_equations(name, dtype, shape):
     f, nu, rho = FUNCTIONS[name], 0.3, 0.7
     a, q, z, p, u = draws(5, shape, dtype)
     wide = [x.double() for x in (a, q, z, p, u)]
     for prox_z in (0.0, 0.1, 1.0):
         own, r = z.clone(), torch.full_like(z, math.nan)
-        fused.update_z_(own, r, a, q, prox_z, f.negative_slope)
+        with two_threads():
+            fused.update_z_(own, r, a, q, prox_z, f.negative_slope)
         best = f.minimise(wide[0], wide[1], wide[2], prox_z)
 
         def objective(x, prox_z=prox_z):
@@ -55,14 +58,17 @@ def test_the_c_updates_equal_the_equations(two_threads, name, dtype, shape):
         assert bool((objective(own.double()) <= objective(best) + 64 * torch.finfo(dtype).eps).all())
         assert torch.equal(r, own - a)
     own_q, own_u = torch.full_like(q, math.nan), u.clone()
-    fused.update_q_u_(own_q, own_u, p, z, nu, rho, f.negative_slope)
+    with two_threads():
+        fused.update_q_u_(own_q, own_u, p, z, nu, rho, f.negative_slope)
     assert_close_in(dtype, own_q, (rho * wide[3] + wide[4] + nu * f(wide[2])) / (rho + nu))
     assert_close_in(dtype, own_u, wide[4] + rho * (wide[3] - own_q.double()))
     upper_u = u.clone()
-    fused.update_u_(upper_u, p, own_q, rho)
+    with two_threads():
+        fused.update_u_(upper_u, p, own_q, rho)
     assert torch.equal(upper_u, own_u)  # both sides of a boundary hold the same bits of u
     right = a.clone()
-    fused.assemble_p_(right, q, u, rho)
+    with two_threads():
+        fused.assemble_p_(right, q, u, rho)
     assert_close_in(dtype, right, wide[0] + rho * wide[1] - wide[4])
 
 

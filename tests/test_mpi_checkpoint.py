@@ -31,21 +31,27 @@ def needs_mpi(test):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Every case on three ranks, of which one was sent SIGTERM."""
+    """Every case on three ranks, of which one was sent SIGTERM; what was said on standard error."""
     folder = tmp_path_factory.mktemp("stopped")
     done = mpiexec(3, HERE / "mpi_checkpoint.py", "stop", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stderr
 
 
+@pytest.fixture(scope="module")
+def on_two(stopped, tmp_path_factory) -> Path:
+    """A copy of that folder, gone on with on two ranks."""
+    folder = shutil.copytree(stopped[0], tmp_path_factory.mktemp("resumed") / "two")
+    done = mpiexec(2, HERE / "mpi_checkpoint.py", "resume", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @needs_mpi
-def test_a_run_goes_on_with_the_same_bits_on_any_number_of_ranks(stopped, one_thread, tmp_path):
+def test_a_run_goes_on_with_the_same_bits_on_any_number_of_ranks(stopped, on_two, one_thread):
     """Stopped on three ranks by a signal to one of them; gone on with on two, and in one process."""
     folder, said = stopped
-    assert said.count(f"stopped by SIGTERM after iteration {STOPPED_IN}") == len(CASES)
-    on_two = shutil.copytree(folder, tmp_path / "two")
-    done = mpiexec(2, HERE / "mpi_checkpoint.py", "resume", on_two)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert said.count(f"stopped by SIGTERM after iteration {STOPPED_IN}") == len(CASES) + len(GNN_CASES)
     for name in CASES:
         for rank in range(3):
             assert json.loads((folder / f"{name}.stop.{rank}.json").read_text()) == {"status": 143}
@@ -62,18 +68,14 @@ def test_a_run_goes_on_with_the_same_bits_on_any_number_of_ranks(stopped, one_th
 
 
 @needs_mpi
-def test_gnns_go_on_with_the_same_bits_on_as_many_ranks_and_on_others_up_to_rounding(one_thread, tmp_path):
+def test_gnns_go_on_with_the_same_bits_on_as_many_ranks_and_on_others_up_to_rounding(stopped, on_two):
     """On three ranks each, then from the same checkpoints on two; an old halo is of use to three ranks alone."""
-    done = mpiexec(3, HERE / "mpi_checkpoint.py", "gnn", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = [json.loads((tmp_path / f"gnn.{rank}.json").read_text()) for rank in range(3)]
+    told = [json.loads((stopped[0] / f"gnn.stop.{rank}.json").read_text()) for rank in range(3)]
     for name in GNN_CASES:
         for own in (part[name] for part in told):
             assert own["status"] == 143
             assert own["again"] == own["whole"] == told[0][name]["whole"]
-    done = mpiexec(2, HERE / "mpi_checkpoint.py", "gnn-resume", tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "gnn-resume.0.json").read_text())
+    two = json.loads((on_two / "gnn.resume.0.json").read_text())
     assert "ranks was 3 and is 2" in two["gcn-pipelined"]
     for name in ("gcn", "mixgcn", "sage", "gist"):  # others read other shares of the boundaries
         objectives = ([row["objective"] for row in run["history"]] for run in (two[name], told[0][name]["whole"]))

@@ -149,7 +149,7 @@ def test_ci_runs_the_command_of_the_readme():
     assert "    make train " in readme
     assert "    make test " in readme
     assert os.access(ci, os.X_OK)
-    assert ci.read_text("utf-8").rstrip().endswith("\nmake docs\nmake test COVERAGE=1\nmake test-openmpi")
+    assert ci.read_text("utf-8").rstrip().endswith("\nmake -j2 lint docs\nmake test COVERAGE=1\nmake test-openmpi")
     run("bash", "-n", str(ci))
 
 

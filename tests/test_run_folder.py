@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpi_launch import NEEDS_MPI, mpiexec
 
 from pdadmm import History, csbm, load_model
 from pdadmm.cli import main
@@ -19,7 +18,6 @@ from pdadmm.cli.run_folder import FILES, configuration
 from pdadmm.cli.train import _parser
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import write_npz
-from pdadmm.parallel.ledger import PAYLOAD_KINDS
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.toml import to_toml
 
@@ -260,21 +258,3 @@ def test_every_kind_of_network_has_a_confusion_matrix():
         assert np.trace(counts) / len(graph.splits["test"]) == pytest.approx(solver.score(graph))
     empty = graph.with_splits({**graph.splits, "test": np.empty(0, np.int64)})
     assert confusion_matrix(solver, empty) is None
-
-
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=NEEDS_MPI)])
-def test_a_run_folder_of_ranks(folder, tmp_path, ranks):
-    """The same model and confusion as in one process; bytes by kind add up to the two sums."""
-    done = mpiexec(
-        ranks, "-m", "pdadmm", *TINY, "--nu", "0.25", "--run", tmp_path / "r", "--trace"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    alone, summary = (json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "r"))
-    assert (tmp_path / "r/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert summary["confusion"] == alone["confusion"]
-    kinds = summary["bytes_by_kind"]
-    assert alone["bytes_by_kind"] == {}
-    assert sum(n for kind, n in kinds.items() if kind in PAYLOAD_KINDS) == summary["bytes_sent"] > 0
-    assert sum(kinds.values()) == summary["bytes_sent"] + summary["bytes_other"]
-    assert {"p", "q"} <= set(kinds)
-    assert (tmp_path / "r/config.toml").read_text() == (folder / "config.toml").read_text()

@@ -1,13 +1,11 @@
-"""Timelines: one process and two ranks, both kinds of solver; a trace changes no result."""
+"""Timelines of one process, both kinds of solver; a trace changes no result. (Two ranks: test_mpi_commands.py.)"""
 
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
-from mpi_launch import NEEDS_MPI, mpiexec
 
 from pdadmm import PDADMMG, Adam, Trace, digits
 from pdadmm.cli import main
@@ -53,26 +51,3 @@ def test_a_trace_in_a_folder_that_is_missing(capsys, tmp_path):
     status = main(["train", "--dataset", "digits", "--trace", str(tmp_path / "nowhere" / "trace.json")])
     assert status == 2
     assert "trace" in capsys.readouterr().err
-
-
-class TestTwoRanks:
-    pytestmark = NEEDS_MPI
-
-    def test_every_rank_has_a_row(self, tmp_path):
-        line = ["train", "--dataset", "digits", "--layers", "4", "--hidden", "16", "--iterations", "3", "--quiet"]
-        file = tmp_path / "trace.json"
-        done = mpiexec(2, "-m", "pdadmm", *line, "--trace", file)
-        assert done.returncode == 0, done.stderr[-3000:]
-        events = json.loads(file.read_text())["traceEvents"]
-        rows = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
-        assert rows == {0: "rank 0", 1: "rank 1"}
-        spans = [event for event in events if event["ph"] == "X"]
-        for rank in range(2):
-            own = [event for event in spans if event["pid"] == rank]
-            assert {"update W, b", "update z"} <= {event["name"] for event in own}
-            for event, following in itertools.pairwise(own):
-                assert event["ts"] + event["dur"] <= following["ts"] + 0.2  # microseconds, rounded
-        layers = [{e["args"]["layer"] for e in spans if e["pid"] == r and e["name"] == "update z"} for r in range(2)]
-        assert layers[0] | layers[1] == {1, 2, 3, 4}
-        assert {"wait for p"} <= {e["name"] for e in spans if e["pid"] == 0}
-        assert {"wait for q"} <= {e["name"] for e in spans if e["pid"] == 1}

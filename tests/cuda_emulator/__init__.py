@@ -13,7 +13,7 @@ from pdadmm.kernels import gpu_launch
 
 HERE = Path(__file__).parent
 FLAGS = (
-    *("-x", "c++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-gnu-unique"),
+    *("-x", "c++", "-std=c++17", "-Og", "-w", "-fPIC", "-shared", "-fno-gnu-unique"),
     *("-ffp-contract=off", "-fno-strict-aliasing"),
     # a misaligned access ends a kernel on a GPU; here it ends the process (SIGILL)
     *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),

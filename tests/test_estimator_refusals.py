@@ -1,0 +1,155 @@
+"""What an estimator refuses: hyper-parameters, arrays and graphs that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from estimator_small import SMALL, small_graph, three_clouds
+from sklearn.base import clone
+
+from pdadmm import PDADMMG, Adam, Graph, InputError
+from pdadmm.parameters import parameters
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return small_graph()
+
+
+@pytest.fixture(scope="module")
+def trained(graph) -> PDADMMG:
+    return PDADMMG(**SMALL).fit(graph)
+
+
+@pytest.fixture(scope="module")
+def arrays() -> tuple[np.ndarray, np.ndarray]:
+    return three_clouds()
+
+
+BAD = (
+    None,
+    "koala",
+    -1,
+    0,
+    2.5,
+    float("nan"),
+    float("inf"),
+    True,
+    [],
+    [3, 2],
+    "9,10",
+    b"x",
+    {"a": 1},
+    object(),
+    np.zeros(2),
+)
+
+
+def accepted(field, value) -> bool:
+    try:
+        field.metadata["check"].accept(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", [field.name for field in parameters(PDADMMG)])
+def test_bad_hyper_parameters_are_named(graph, name):
+    field = next(field for field in parameters(PDADMMG) if field.name == name)
+    refused = [value for value in BAD if not accepted(field, value)]
+    assert len(refused) >= 8
+    for value in refused:
+        with pytest.raises(InputError) as caught:
+            PDADMMG(**(SMALL | {name: value})).fit(graph)
+        assert str(caught.value).startswith(f"{name} = ")
+        assert field.metadata["check"].allowed in str(caught.value)
+        assert caught.value.argument == name
+
+
+@pytest.mark.parametrize(
+    "name", ["layers", "hidden", "iterations", "hops", "eval_every", "patience", "threads", "seed"]
+)
+@pytest.mark.parametrize("value", [-1, 2.5, "2.5", True, "1e3", float("nan"), ""])
+def test_whole_numbers(graph, name, value):
+    with pytest.raises(InputError, match=name):
+        PDADMMG(**(SMALL | {name: value})).fit(graph)
+
+
+@pytest.mark.parametrize("name", ["nu", "rho", "max_seconds"])
+@pytest.mark.parametrize("value", [0, -0.0, -1, "nan", "inf", "x", True])
+def test_positive_numbers(graph, name, value):
+    with pytest.raises(InputError, match=name):
+        PDADMMG(**(SMALL | {name: value})).fit(graph)
+
+
+@pytest.mark.parametrize("name", ["mu", "kappa_first", "kappa_identity", "prox_W", "prox_z", "tol"])
+def test_numbers_that_may_be_zero(graph, name):
+    estimator = PDADMMG(**(SMALL | {name: 0}))
+    assert np.isfinite(estimator.fit(graph).history_.column("objective")).all()
+    with pytest.raises(InputError, match=name):
+        PDADMMG(**(SMALL | {name: -1e-9})).fit(graph)
+
+
+def test_numbers_as_text_are_refused(graph):
+    """Text is what the command line has; in Python it is a slip."""
+    for wrong in ({"hidden": "8"}, {"nu": "0.3"}, {"patience": "3"}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(InputError, match=rf"{name} = '{value}': must be .*; write it without quotes"):
+            PDADMMG(**(SMALL | wrong)).fit(graph)
+
+
+def test_names_that_are_no_hyper_parameters(graph):
+    with pytest.raises(TypeError, match=r"PDADMMG has no hyper-parameter lyers: did you mean layers\?"):
+        PDADMMG(lyers=3)
+    with pytest.raises(TypeError, match=r"Adam has no hyper-parameter zzz: it has .*layers"):
+        Adam(zzz=3)
+    assert clone(PDADMMG(layers=3)).layers == 3
+
+
+def test_a_score_needs_nodes_of_its_part(graph, trained):
+    with pytest.raises(InputError, match=r"graph = without splits: .*make_splits"):
+        trained.score(graph.with_splits(None))
+    bare = graph.with_splits({**graph.splits, "test": []})
+    with pytest.raises(InputError, match="graph = without nodes for test: must be one with nodes for test"):
+        trained.score(bare)
+
+
+def test_bad_arrays(arrays):
+    X, y = arrays
+    holed = X.copy()
+    holed[3, 2] = np.nan
+    huge = X.copy()
+    huge[0, 0] = 1e300  # infinite in float32
+    for bad_X, bad_y in (
+        (X, None), (X, y[:-1]), (X[:0], y[:0]), (X[:, 0], y), (X, np.stack([y, y])), (holed, y), (huge, y),
+        (X[None], y), (3.0, y), (X, "red"),
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            PDADMMG(**SMALL).fit(bad_X, bad_y)
+
+
+@pytest.mark.parametrize(
+    "X", [[["a", "b"]] * 2, [[1.0, 2.0], [3.0]], [[None, 1.0], [2.0, 3.0]], [[1 + 1j, 2], [3, 4]]], ids=str
+)
+def test_features_that_are_no_numbers(X):
+    with pytest.raises(InputError, match="X"):
+        PDADMMG(**SMALL).fit(X, [0, 1])
+
+
+def test_bad_graphs(graph, trained):
+    with pytest.raises(InputError, match="splits"):
+        PDADMMG(**SMALL).fit(graph.with_splits(None))
+    with pytest.raises(InputError, match="y"):
+        PDADMMG(**SMALL).fit(graph, graph.labels)
+    with pytest.raises(InputError, match="split"):
+        trained.score(graph, split="koala")
+    with pytest.raises(InputError, match="split"):
+        trained.score(graph.with_splits(None))
+    empty = graph.with_splits(graph.splits | {"test": np.array([], dtype=np.int64)})
+    with pytest.raises(InputError, match="split"):
+        trained.score(empty)
+    with pytest.raises(InputError, match="X"):
+        trained.predict(np.zeros((3, 5)))
+    with pytest.raises(InputError, match="X"):
+        trained.predict(np.zeros(18))
+    assert PDADMMG(**SMALL).fit(empty).summary_["test_accuracy"] is None
