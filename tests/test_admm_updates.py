@@ -206,6 +206,30 @@ def test_moments_add_over_blocks_of_nodes(seed, shape, cuts):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+@given(seed=SEEDS, shape=SHAPES, cut=st.integers(0, 60), away=st.sampled_from([0.0, 1.0, 100.0]))
+@settings(max_examples=40, deadline=None)
+def test_moments_about_any_centre_give_the_same_minimum(seed, shape, cut, away):
+    s = Layer(seed, shape)
+    centre = s.p.mean(0) + away
+    parts = [(s.p[rows], s.z[rows]) for rows in (slice(cut), slice(cut, None))]
+    one, other = (Moments.about(centre, *part, out=torch.empty_like(part[0])) for part in parts)
+    total = one + other
+    torch.testing.assert_close(total.mean_p(), s.p.mean(0), rtol=1e-10, atol=1e-10)
+    ours, theirs = (update_W_b_exact(moments, s.W, prox=1.0) for moments in (total, Moments.of(s.p, s.z)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+def test_rows_that_are_much_alike_cost_no_digits_near_their_mean():
+    random = torch.Generator().manual_seed(0)
+    p = 30.0 + torch.randn(500, 6, generator=random, dtype=torch.float64)
+    z = p @ torch.randn(6, 3, generator=random, dtype=torch.float64) + torch.randn(500, 3, generator=random).double()
+    expected, _ = update_W_b_exact(Moments.of(p, z), torch.zeros(3, 6, dtype=torch.float64))
+    p, z = p.float(), z.float()
+    plain, centred = Moments.of(p, z), Moments.about(p.mean(0), p, z)
+    gaps = [(update_W_b_exact(one, torch.zeros(3, 6))[0] - expected).abs().max() for one in (plain, centred)]
+    assert gaps[1] < 1e-5 < gaps[0]
+
+
 def test_cholesky_of_an_indefinite_matrix_is_nan_and_no_exception():
     A = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     assert cholesky(A).isnan().all()

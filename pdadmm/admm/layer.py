@@ -156,8 +156,8 @@ class Layer(ABC):
         """Go on from a checkpoint's state."""
 
     @abstractmethod
-    def update_W_b(self) -> None:
-        """W_l, then b_l; until z is updated, r holds a."""
+    def update_W_b(self, scratch: dict[torch.Size, Tensor]) -> None:
+        """W_l, then b_l; until z is updated, r holds a. ``scratch`` holds arrays to reuse."""
 
     @abstractmethod
     def ridge(self) -> float:
@@ -193,7 +193,7 @@ class FirstLayer(Layer):
         self.solver.restore(state)
         self.z, self.r = state["z"], state["r"]
 
-    def update_W_b(self) -> None:
+    def update_W_b(self, scratch: dict[torch.Size, Tensor]) -> None:
         """Solve for W_1 and b_1; until z is updated, r holds a = p_1 W_1^T + b_1."""
         self.r.copy_(self.solver.update(self.z))
 
@@ -236,6 +236,7 @@ class HiddenLayer(Layer):
         p = self.below.own_p
         # the mean diagonal of p^T p at the stage's start: fixed, so that the objective is one function
         self.unit = self.shard.sums(squared_norm(p))[0] / p.shape[1] or 1.0
+        self.centre = self.shard.mean(p, "init")
         return self.begin(torch.addmm(self.b, p, self.W.mT))
 
     def snapshot(self) -> State:
@@ -244,11 +245,12 @@ class HiddenLayer(Layer):
 
     def state(self) -> State:
         """Return what a checkpoint needs of this layer and of its sides of the links."""
-        return super().state() | {"unit": self.unit}
+        return super().state() | {"unit": self.unit, "centre": self.centre}
 
     def restore(self, state: State) -> None:
         """Go on from a checkpoint's state."""
-        self.W, self.b, self.z, self.r, self.unit = (state[name] for name in ("W", "b", "z", "r", "unit"))
+        self.W, self.b, self.z, self.r = (state[name] for name in ("W", "b", "z", "r"))
+        self.unit, self.centre = state["unit"], state["centre"]
 
     @property
     def kappa(self) -> float:
@@ -277,7 +279,7 @@ class HiddenLayer(Layer):
         else:
             update_p_gradient_(link.own_p, self.r, self.W, link.q, link.u, nu, rho, self.products)
 
-    def update_W_b(self) -> None:
+    def update_W_b(self, scratch: dict[torch.Size, Tensor]) -> None:
         """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
         p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
         if not self.exact:
@@ -287,7 +289,11 @@ class HiddenLayer(Layer):
             return
         prox = self.penalties.prox_W * self.unit
         P = self.products.parts(p)
-        moments = Moments.of(p, self.z, self.products, P).over(self.shard)
+        if self.products.terms:  # exact for p as rounded, whatever its condition; rounding goes before centring
+            moments = Moments.of(p, self.z, self.products, P).over(self.shard)
+        else:
+            moments = Moments.about(self.centre, p, self.z, scratch.get(p.shape)).over(self.shard)
+            self.centre = moments.mean_p()
         self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
         self.products.addmm_parts(self.b, P, transposed(self.products.operand(self.W)), out=self.r)
 

@@ -104,7 +104,7 @@ class Network:
             layer.below.send_p(layer.penalties.rho)
         for layer in self.layers:
             mark("update W, b", layer.index + 1)
-            layer.update_W_b()
+            layer.update_W_b(self.scratch)
             mark("update z", layer.index + 1)
             layer.update_z()
         for layer in self.lowers:

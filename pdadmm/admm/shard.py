@@ -12,7 +12,7 @@ from pdadmm.parallel.transport import LocalTransport, Transport
 
 __all__ = ["WHOLE", "Shard", "by_node", "deal"]
 
-OF_ALL_NODES = ("W", "b")  # arrays of a layer's state without a row for each node
+OF_ALL_NODES = ("W", "b", "centre")  # arrays of a layer's state without a row for each node
 
 
 class Shard:
@@ -45,9 +45,9 @@ class Shard:
         sizes = [part.numel() for part in parts]
         return tuple(run.view(part.shape) for run, part in zip(flat.split(sizes), parts, strict=True))
 
-    def mean(self, x: Tensor) -> Tensor:
+    def mean(self, x: Tensor, kind: str = "moments") -> Tensor:
         """Return the mean over all nodes of ``x``, a row for each node of this shard."""
-        return x.mean(0) if self.alone else self.total(x.sum(0)).div_(self.nodes)
+        return x.mean(0) if self.alone else self.total(x.sum(0), kind).div_(self.nodes)
 
     def sums(self, *values: float) -> list[float]:
         """Return the sums over the shards of a few numbers, the same bits on every shard of every group.

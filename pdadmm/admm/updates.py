@@ -213,7 +213,8 @@ def update_b_(b: Tensor, r: Tensor, shard: Shard = WHOLE) -> None:
 class Moments:
     """Sums over nodes that the exact W, b update needs: p^T p (m, m), z^T p (n, m), sums of p, z, count.
 
-    They add up over blocks of nodes, so a layer cut into blocks or shards uses the same update.
+    They add up over blocks of nodes, so a layer cut into blocks or shards uses the same update. With a ``centre`` (m,)
+    it is p - centre that is summed, of all blocks the same.
     """
 
     pp: Tensor
@@ -221,6 +222,7 @@ class Moments:
     p_sum: Tensor
     z_sum: Tensor
     count: int
+    centre: Tensor | None = None
 
     @classmethod
     def of(cls, p: Tensor, z: Tensor, products: Products = FULL, P: Parts = ()) -> Moments:
@@ -235,20 +237,37 @@ class Moments:
             p, z = P[0], Z[0]
         return cls(pp, zp, p.sum(0), z.sum(0), len(p))
 
+    @classmethod
+    def about(cls, centre: Tensor, p: Tensor, z: Tensor, out: Tensor | None = None) -> Moments:
+        """Return the sums of one block with p - ``centre``, which lies in ``out`` if given.
+
+        Near the mean of p that spares the W-update the difference of large numbers, where the rows of p are much alike.
+        """
+        moments = cls.of(torch.sub(p, centre, out=out), z)
+        moments.centre = centre
+        return moments
+
     def over(self, shard: Shard) -> Moments:
         """Return the sums over all shards from those of one."""
         if shard.alone:
             return self
         pp, zp, p_sum, z_sum = shard.totals((self.pp, self.zp, self.p_sum, self.z_sum))
-        return Moments(pp, zp, p_sum, z_sum, shard.nodes)
+        return Moments(pp, zp, p_sum, z_sum, shard.nodes, self.centre)
+
+    def mean_p(self) -> Tensor:
+        """Return the mean of p over the nodes, of sums with a centre."""
+        assert self.centre is not None
+        return torch.add(self.centre, self.p_sum, alpha=1.0 / self.count)
 
     def __add__(self, other: Moments) -> Moments:
+        assert self.centre is other.centre
         return Moments(
             self.pp + other.pp,
             self.zp + other.zp,
             self.p_sum + other.p_sum,
             self.z_sum + other.z_sum,
             self.count + other.count,
+            self.centre,
         )
 
 
@@ -268,7 +287,8 @@ def update_W_b_exact(
     system, right = assemble_W(moments, W_old, mu_over_nu, prox, kappa, target)
     W = spd_solve(system, right)
     share = 1.0 / moments.count
-    return W, torch.addmv(moments.z_sum, W, moments.p_sum, beta=share, alpha=-share)
+    b = torch.addmv(moments.z_sum, W, moments.p_sum, beta=share, alpha=-share)
+    return W, b if moments.centre is None else b.addmv_(W, moments.centre, alpha=-1.0)
 
 
 def assemble_W(
