@@ -114,13 +114,18 @@ def test_the_c_product_has_the_bits_of_scipy(dtype, seed):
     X[rng.random((V, w)) < 0.01] = np.inf
     whole = S @ X
     before = torch.get_num_threads()
-    for threads, share in ((1, 1 << 18), (3, 1)):
+    widest = kernel.registers() if kernel.available() else 0
+    for threads, share, width in ((1, 1 << 18, widest), (3, 1, widest), *((1, 1, width) for width in range(widest))):
         torch.set_num_threads(threads)
         out = np.full((m, w), np.nan, dtype)
+        if kernel.available():
+            assert kernel.registers(width) == width
         with mock.patch("pdadmm.kernels.spmm.SMALLEST_SHARE", share):
             assert spmm(S, X, out) is out
         np.testing.assert_array_equal(out, whole)
     torch.set_num_threads(before)
+    if kernel.available():
+        kernel.registers()
 
 
 def test_the_c_product_is_there_and_leaves_what_it_cannot_take():

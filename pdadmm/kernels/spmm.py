@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 
-from .library import pool, typed_functions
+from .library import load_library, pool, typed_functions
 
-__all__ = ["available", "spmm_", "takes"]
+__all__ = ["available", "registers", "spmm_", "takes"]
 
-INTERFACE = 1  # must equal pdadmm_spmm_interface() in spmm.c: a stale build is not used
+INTERFACE = 2  # must equal pdadmm_spmm_interface() in spmm.c: a stale build is not used
 SMALLEST_SHARE = 1 << 18  # multiplications that are worth a thread of their own
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
@@ -24,6 +24,13 @@ _functions = typed_functions("_spmm", INTERFACE, "pdadmm_spmm", _ARGUMENTS, None
 def available() -> bool:
     """Whether the C product was built and may be used."""
     return bool(_functions)
+
+
+def registers(most: int = 2) -> int:
+    """Use registers of 16, 32 or 64 bytes (0, 1, 2), ``most`` or the widest of this processor; return which."""
+    library = load_library("_spmm", "pdadmm_spmm_interface", INTERFACE)
+    assert library is not None
+    return library.pdadmm_spmm_registers(most)
 
 
 def takes(S, X: np.ndarray, out: np.ndarray) -> bool:
