@@ -26,7 +26,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "median_seconds", once)
     monkeypatch.setattr(module, "ROUNDS", 1)
     monkeypatch.setattr(module, "starter", lambda: "mpiexec")
-    told = {"work": 1.0, "latency": 1e-5, "large": 1e-3}
+    told = {"work": 1.0, "meeting": 1e-4, "latency": 1e-5, "large": 1e-3}
     monkeypatch.setattr(module, "launched", lambda ranks, folder: {**told, "work": float(ranks)})
 
 
@@ -60,6 +60,6 @@ def test_under_mpirun_it_is_one_sentence(monkeypatch):
 @pytest.mark.skipif(any(mark.args[0] for mark in NEEDS_MPI), reason="needs an MPI")
 def test_two_ranks_time_their_work_and_their_messages(tmp_path):
     told = module.launched(2, tmp_path)
-    assert set(told) == {"work", "latency", "large"}
+    assert set(told) == {"work", "meeting", "latency", "large"}
     assert all(seconds > 0 for seconds in told.values())
     assert told["large"] > told["latency"]

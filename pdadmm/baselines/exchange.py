@@ -56,7 +56,8 @@ def cut(S: sp.csr_array, part: np.ndarray, rank: int, everything: bool = False) 
     place = np.zeros(V, dtype=np.int64)
     place[own], place[halo] = np.arange(len(own)), np.arange(len(halo)) + len(own)
     rows = S[own]
-    local = sp.csr_array((rows.data, place[rows.indices], rows.indptr), shape=(len(own), len(own) + len(halo)))
+    columns = place[rows.indices].astype(rows.indices.dtype)  # 32 bits, which the compiled product takes
+    local = sp.csr_array((rows.data, columns, rows.indptr), shape=(len(own), len(own) + len(halo)))
     local.sort_indices()
     sent = part[node] == rank
     peers = np.unique(receiver[sent]).tolist()

@@ -113,5 +113,5 @@ def pass_seconds(job: BackpropJob, ranks: int, machine: Machine, link: Link, cro
     if ranks > 1:
         work += machine.seconds_sweep(4, s * job.weights())
     drawn = DRAW * machine.mask * -(-job.nodes // ranks) * sum(job.widths[1:-1]) if job.dropout else 0.0
-    summed = link.ring(s * (job.weights() + 1), ranks) if ranks > 1 else 0.0
+    summed = link.ring(s * (job.weights() + 1), ranks) + machine.seconds_meeting(crowd) if ranks > 1 else 0.0
     return (job.steps * work + drawn) * machine.crowded(crowd) + job.steps * summed

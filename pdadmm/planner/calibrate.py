@@ -37,6 +37,7 @@ SWEPT = (1 << 16, 1 << 20, 1 << 22, 1 << 24)  # bytes of one array
 COLD = 1 << 26  # bytes that push everything else out of the caches
 LIMIT = 120.0  # seconds for a launch
 TURNS = 4  # of Work between two barriers: where ranks share cores, a turn ends when the scheduler lets it
+MET = 2048, 64, 3  # nodes, width, layers of the work between two meetings: milliseconds, as between a run's own
 
 
 def median_seconds(run: Callable[[], object], budget: float = BUDGET) -> float:
@@ -127,7 +128,7 @@ def sparse_product() -> float:
     from pdadmm.models.gnn import product
 
     random = np.random.default_rng(0)
-    rows, columns = random.integers(0, 20000, (2, 200000))
+    rows, columns = random.integers(0, 20000, (2, 200000), dtype=np.int32)
     S = sp.csr_array((np.ones(200000, dtype=np.float32), (rows, columns)), shape=(20000, 20000))
     h = torch.randn(20000, 64)
     return median_seconds(lambda: product(S, h)) / (S.nnz * 64)
@@ -195,6 +196,28 @@ def together(transport: Any, repeat: int = 5) -> float:
     return statistics.median(found)
 
 
+def meeting(transport: Any, repeat: int = 9) -> float:
+    """Return the median seconds that iterations take longer where all ranks sum a few numbers after each.
+
+    Ranks that share cores wait there for those that have none at the moment.
+    """
+    (network, _), numbers = sample_network(*MET), torch.zeros(4)
+    network.iterate()
+    found: list[float] = []
+    for _ in range(repeat):
+        taken = []
+        for meets in (False, True):
+            transport.barrier()
+            began = time.perf_counter()
+            for _ in range(TURNS):
+                network.iterate()
+                if meets:
+                    transport.sum_(numbers, "control")
+            taken.append(max(transport.allgather(time.perf_counter() - began)) / TURNS)
+        found.append(taken[1] - taken[0])
+    return max(1e-9, statistics.median(found))
+
+
 def ping(transport: Any, numbers: int, repeat: int = 30) -> float:
     """Return the least seconds of one message of so many float32 numbers, half a round trip between two ranks."""
     peer, array = 1 - transport.rank, torch.zeros(numbers)
@@ -214,7 +237,7 @@ def rank_main(answer: Path) -> None:
     """What each rank of a launch does; rank 0 writes the answer."""
     transport = make_transport()
     torch.set_num_threads(1)
-    told: dict[str, float] = {"work": together(transport, 10)}
+    told: dict[str, float] = {"work": together(transport, 10), "meeting": meeting(transport)}
     if transport.size == 2:
         told["latency"] = ping(transport, 1)
         told["large"] = ping(transport, 1 << 20)
@@ -292,6 +315,7 @@ def measured(folder: Path) -> Machine:
         overhead=0.0,
         work=usual,
         slowdown={count: max(1.0, told["work"] / usual) for count, told in ranks.items()},
+        meeting={1: 1e-9} | {count: ranks[count]["meeting"] for count in counts},
         latency=latency,
         bandwidth=(4 << 20) / max(1e-9, large - latency),
         read=read,

@@ -60,7 +60,7 @@ def epoch_bytes(job: GNNJob, ranks: int, mixed: bool) -> int:
 
 
 def epoch_seconds(job: GNNJob, ranks: int, mixed: bool, machine: Machine, link: Link, crowd: int) -> float:
-    """Return the seconds of an epoch, ``crowd`` ranks on each host: work, then messages; neither hides the other."""
+    """Return the seconds of an epoch, ``crowd`` ranks on each host: work, messages, waiting; none hides another."""
     V, s = -(-job.nodes // ranks), job.itemsize
     halo = 0 if mixed else job.halo_rows / ranks
     work = message = 0.0
@@ -72,12 +72,15 @@ def epoch_seconds(job: GNNJob, ranks: int, mixed: bool, machine: Machine, link: 
             continue
         work += 2 * machine.sparse * job.nonzeros / ranks * m + machine.mask * halo * m
         work += machine.seconds_sweep(8, s * (V + halo) * m)
+        if mixed:  # slices are packed and unpacked, there and back: in strides, which take twice the time
+            work += machine.seconds_sweep(16, s * V * m)
         sent = 2 * V * m * (ranks - 1) / ranks if mixed else halo * m
         if ranks > 1:
             message += 2 * (link.seconds(s * sent) + (ranks - 1) * link.latency)
     work += machine.seconds_sweep(10, s * job.weights())
     summed = link.ring(s * (job.weights() + 1), ranks) if ranks > 1 else 0.0
-    return work * machine.crowded(crowd) + message + summed
+    exchanges = (4 if mixed else 2) * len(job.mixed) + 1 if ranks > 1 else 0
+    return work * machine.crowded(crowd) + message + summed + exchanges * machine.seconds_meeting(crowd)
 
 
 def epoch_memory(job: GNNJob, ranks: int, mixed: bool) -> float:

@@ -50,7 +50,8 @@ class Machine:
     ``newton``: seconds an entry of z_L; ``code``: seconds a number of encoding, as of decoding; ``sparse``: seconds a
     non-zero and column of S h; ``mask``: seconds an entry of dropout; ``overhead``: seconds of one call besides;
     ``work``: processor seconds of a fixed piece of work, ``slowdown``: seconds of it with so many processes at it at
-    once over that; ``latency`` (s), ``bandwidth`` (bytes/s): of messages between two ranks of this host;
+    once over that; ``meeting``: seconds that so many processes take for a sum, however short, waiting for those
+    without a core; ``latency`` (s), ``bandwidth`` (bytes/s): of messages between two ranks of this host;
     ``read``, ``write``: bytes/s of the disk; ``process``: bytes of a process that did next to nothing.
     """
 
@@ -66,6 +67,7 @@ class Machine:
     overhead: float
     work: float
     slowdown: Table
+    meeting: Table
     latency: float
     bandwidth: float
     read: float
@@ -82,6 +84,13 @@ class Machine:
         if computing <= most:
             return interpolated(self.slowdown, computing)
         return self.slowdown[most] * computing / max(most, self.cores)
+
+    def seconds_meeting(self, ranks: int) -> float:
+        """Return the seconds that so many ranks of a host wait for each other at an exchange, its messages left out."""
+        if ranks < 2:
+            return 0.0
+        most = max(self.meeting)
+        return interpolated(self.meeting, min(ranks, most)) * max(1.0, ranks / most)
 
     def seconds_product(self, *dimensions: int) -> float:
         """Return the seconds of a dense product of these three dimensions."""

@@ -84,8 +84,9 @@ class Link:
         return steps * (calls * self.latency + nbytes / ranks / self.bandwidth)
 
 
-def programs(job: Job, grid: RankGrid, machine: Machine, link: Link) -> list[Program]:
+def programs(job: Job, grid: RankGrid, machine: Machine, link: Link, per_host: int) -> list[Program]:
     """Return the program of each layer group; all shards of a group run the same, that of the largest shard."""
+    met = machine.seconds_meeting(min(per_host, grid.groups * grid.shards)) if grid.shards > 1 else 0.0
     V = largest(job.nodes, grid)
     known: dict[tuple, Layer] = {}
     runs = [layers for layers in placement(job, grid) if len(layers)]
@@ -115,7 +116,7 @@ def programs(job: Job, grid: RankGrid, machine: Machine, link: Link) -> list[Pro
         if above:
             last += layer(layers.stop).decode_p
         sums = [nbytes for l in layers for nbytes in sums_of_layer(job, l)]
-        ring = link.ring(sum(sums), grid.shards, len(sums))
+        ring = link.ring(sum(sums), grid.shards, len(sums)) + len(sums) * met
         found.append(
             Program(
                 first, p, sum(one.moments for one in all_), middle, last,
@@ -323,4 +324,5 @@ def simulate(
 
     The seconds are those that training counts: objective, residuals and evaluation are not in them.
     """
-    return run(programs(job, grid, machine, link), grid.shards, machine.crowded, per_host, iterations, conditions)
+    parts = programs(job, grid, machine, link, per_host)
+    return run(parts, grid.shards, machine.crowded, per_host, iterations, conditions)
