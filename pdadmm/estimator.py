@@ -63,6 +63,30 @@ def real_matrix(X: Any) -> np.ndarray:
     return array
 
 
+def _readable(graph: Any, on_disk: bool) -> Any:
+    """Return what ``fit`` was given in the form that training reads; InputError where it cannot be trained on."""
+    if on_disk and not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
+        return graph if is_read_by_rows(graph) else by_rows(real_matrix(graph))
+    if not on_disk and is_read_by_rows(graph):
+        raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
+    return graph
+
+
+def _of_all_ranks(transport: Transport, seconds_setup: float) -> dict[str, Any]:
+    """Return what the ranks' ledgers and processes add up to; collective."""
+    ledger = transport.ledger
+    own = ledger.bytes_sent, ledger.bytes_other, peak_rss_bytes(), seconds_setup, dict(ledger.sent)
+    sent, other, peak, seconds, by_kind = zip(*transport.allgather(own), strict=True)
+    return {
+        "ranks": transport.size,
+        "seconds_setup": max(seconds),
+        "bytes_sent": sum(sent),
+        "bytes_other": sum(other),
+        "bytes_by_kind": dict(sum(map(Counter, by_kind), Counter())),
+        "peak_rss_bytes": max(peak),
+    }
+
+
 def _described(graph: Graph | Any, y: Any) -> dict[str, Any]:
     """Return sizes and a fingerprint of what ``fit`` was given, to know it again."""
     if isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
@@ -145,13 +169,8 @@ class NodeClassifier:
         others = {"checkpoint": checkpoint, "checkpoint_every": every}
         limit = limit_of(type(self), memory, scratch, others, transport.size)
         threads = set_threads(settings.threads, transport)
-        if transport.size > 1:
-            facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
-            require_agreement(transport, facts | {"data": data_digest(graph, y)})
-        if limit is not None and not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
-            graph = graph if is_read_by_rows(graph) else by_rows(real_matrix(graph))
-        elif is_read_by_rows(graph):
-            raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
+        self._agree(transport, settings, graph, y)
+        graph = _readable(graph, limit is not None)
         on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
@@ -179,27 +198,19 @@ class NodeClassifier:
         if trace is not None:
             trace.collect(transport)
         self._adopt(outcome, settings, problem, shift, transport)
-        self.history_, self.stages_, self.summary_ = outcome.history, outcome.stages, outcome.summary
-        usage = transport.allgather(
-            (
-                *(transport.ledger.bytes_sent, transport.ledger.bytes_other, peak_rss_bytes(), seconds_setup),
-                dict(transport.ledger.sent),
-            )
-        )
-        self.summary_ |= {
-            "ranks": transport.size,
-            "threads": threads,
-            "seconds_setup": max(part[3] for part in usage),
-            "seconds_augmentation": transport.bcast(seconds_augmentation),
-            "bytes_sent": sum(part[0] for part in usage),
-            "bytes_other": sum(part[1] for part in usage),
-            "bytes_by_kind": dict(sum((Counter(part[4]) for part in usage), Counter())),
-            "peak_rss_bytes": max(part[2] for part in usage),
-        }
+        self.history_, self.stages_ = outcome.history, outcome.stages
+        self.summary_ = outcome.summary | {"threads": threads} | _of_all_ranks(transport, seconds_setup)
+        self.summary_["seconds_augmentation"] = transport.bcast(seconds_augmentation)
         if limit is not None:
             self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
         transport.close()
         return self
+
+    def _agree(self, transport: Transport, settings: Any, graph: Any, y: Any) -> None:
+        """Raise InputError on all ranks where they were not given the same."""
+        if transport.size > 1:
+            facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
+            require_agreement(transport, facts | {"data": data_digest(graph, y)})
 
     def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
         if folder is None:

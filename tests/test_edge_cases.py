@@ -174,10 +174,11 @@ class Watched:
             W, b = exact_W(moments, W_old, mu, prox, kappa, target)
             aim = torch.zeros_like(W) if target is None else target
             floor = 16 * torch.finfo(W.dtype).eps * (moments.pp.diagonal().sum() + 1.0)
-            parts = [W @ moments.pp, torch.outer(b, moments.p_sum), -moments.zp]
+            above = b if moments.centre is None else b + W @ moments.centre  # the intercept over p less its centre
+            parts = [W @ moments.pp, torch.outer(above, moments.p_sum), -moments.zp]
             parts += [mu * W, (prox + floor) * (W - W_old), kappa * (W - aim)]
             assert_zero(parts, 1e-6, least=1e-12)
-            assert_zero([moments.z_sum, -(W @ moments.p_sum), -moments.count * b], 1e-10, least=1e-12)
+            assert_zero([moments.z_sum, -(W @ moments.p_sum), -moments.count * above], 1e-10, least=1e-12)
             self.count("exact W")
             return W, b
 
