@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ __all__ = ["calibrate"]
 
 WIDTHS = (4, 8, 16, 32, 64, 128, 256, 512)
 ROWS = 4096
+CODED = (1, 2, 4, 8, 16)  # bits
 BUDGET = 0.02  # seconds of each measurement in each round
 ROUNDS = 5  # a moment in which the machine is slow does not reach the median of the rounds
 SWEPT = (1 << 16, 1 << 20, 1 << 22, 1 << 24)  # bytes of one array
@@ -112,13 +114,20 @@ def newton() -> float:
     return median_seconds(lambda: loss.minimise(moved, y, 0.3, z)) / z.numel()
 
 
-def coding() -> float:
-    """Return seconds a number of encoding in 4 bits."""
+def coding() -> Table:
+    """Return numbers/s of encoding by bits; each value differs from the one before it, as p and q do."""
     from pdadmm.quantize import make_coder
 
-    coder, x = make_coder(4), torch.randn(ROWS, 128)
-    coder.start(torch.zeros_like(x))
-    return median_seconds(lambda: coder.encode(x)) / x.numel()
+    found, values = {}, [torch.randn(ROWS, 128) for _ in range(8)]
+    for bits in CODED:
+        coder, turn = make_coder(bits), itertools.cycle(values)
+        coder.start(torch.zeros_like(values[0]))
+
+        def run(coder=coder, turn=turn) -> None:
+            coder.encode(next(turn))
+
+        found[bits] = values[0].numel() / median_seconds(run)
+    return found
 
 
 def sparse_product() -> float:

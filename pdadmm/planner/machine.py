@@ -47,7 +47,7 @@ class Machine:
 
     ``product``: flop/s of a dense product by its smallest dimension; ``factor``, ``solve``: flop/s of a Cholesky
     inverse and of n right sides, by n; ``sweep``: bytes/s of element-wise updates by the bytes of one array;
-    ``newton``: seconds an entry of z_L; ``code``: seconds a number of encoding, as of decoding; ``sparse``: seconds a
+    ``newton``: seconds an entry of z_L; ``code``: numbers/s of encoding, as of decoding, by bits; ``sparse``: seconds a
     non-zero and column of S h; ``mask``: seconds an entry of dropout; ``overhead``: seconds of one call besides;
     ``work``: processor seconds of a fixed piece of work, ``slowdown``: seconds of it with so many processes at it at
     once over that; ``meeting``: seconds that so many processes take for a sum, however short, waiting for those
@@ -61,7 +61,7 @@ class Machine:
     solve: Table
     sweep: Table
     newton: float
-    code: float
+    code: Table
     sparse: float
     mask: float
     overhead: float
@@ -108,6 +108,10 @@ class Machine:
     def seconds_sweep(self, arrays: float, nbytes: float) -> float:
         """Return the seconds of one pass over so many arrays of ``nbytes`` bytes each."""
         return self.overhead + arrays * nbytes / interpolated(self.sweep, max(1.0, nbytes))
+
+    def seconds_coding(self, count: int, bits: int) -> float:
+        """Return the seconds of encoding so many numbers, or of decoding them."""
+        return count / interpolated(self.code, max(1, bits))
 
     def seconds_message(self, nbytes: float) -> float:
         """Return the seconds of a message between two ranks of this host."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pdadmm.planner.job import Job
 from pdadmm.planner.machine import Machine
+
+if TYPE_CHECKING:  # plans are made without torch
+    from pdadmm.quantize import Coder
 
 __all__ = ["Layer", "layer_seconds"]
 
@@ -54,20 +58,26 @@ def layer_seconds(job: Job, layer: int, V: int, machine: Machine) -> Layer:
     else:
         parts["update_z"] = sweep(5)
         parts["update_q"] = sweep(6) + (_momentum(sweep, lower=True) if job.accelerated else 0.0)
-        if _coded(job, "q"):
+        coder = _coder(job, "q")
+        if coder is not None:
             parts["update_q"] += sweep(6)  # f(z), q and u in passes of their own
-            parts["code_q"] = machine.code * V * n
-            parts["decode_q"] = machine.code * V * n
+            parts["code_q"] = parts["decode_q"] = machine.seconds_coding(V * n, _bits(coder))
     if layer > 0:
         below = functools.partial(machine.seconds_sweep, nbytes=job.itemsize * V * m)
         parts["receive_u"] = below(4) + (_momentum(below, lower=False) if job.accelerated else 0.0)
-        if _coded(job, "p"):
-            parts["code_p"] = parts["decode_p"] = machine.code * V * m
+        coder = _coder(job, "p")
+        if coder is not None:
+            parts["code_p"] = parts["decode_p"] = machine.seconds_coding(V * m, _bits(coder))
     return Layer(**parts)
 
 
-def _coded(job: Job, kind: str) -> bool:
-    return job.quantizer is not None and job.quantizer.coder(kind) is not None
+def _coder(job: Job, kind: str) -> Coder | None:
+    return None if job.quantizer is None else job.quantizer.coder(kind)
+
+
+def _bits(coder: Coder) -> int:
+    """Return the bits of a number; 0 are counted as the fewest that were measured."""
+    return 0 if coder.codec is None else coder.codec.grid.bits
 
 
 def _momentum(sweep, lower: bool) -> float:
