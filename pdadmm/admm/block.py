@@ -250,4 +250,8 @@ class BlockUpdates:
             update_p_gradient_(p, r, now.W, below.q, below.u, self.penalties.nu, self.penalties.rho, self.products)
             tally.add(layer, Moments.of(p, r, self.products))
         else:
-            tally.add(layer, Moments.of(self._p_exact("p ahead", seen.z, now, below), seen.z, self.products))
+            p = self._p_exact("p ahead", seen.z, now, below)
+            if self.products.terms:
+                tally.add(layer, Moments.of(p, seen.z, self.products))
+            else:
+                tally.add(layer, Moments.about(self.layers[layer].centre, p, seen.z, out=p))

@@ -66,6 +66,8 @@ class StreamedNetwork:
         self.penalties, self.activation = layers[0].penalties, layers[0].activation
         self.first, self.depth, self.accelerate = layers[0].solver, len(layers), accelerate
         self.uppers: list[HiddenLayer] = list(layers[1:])
+        for layer in self.uppers:  # the mean of p is known once all nodes were seen
+            layer.centre = layer.W.new_zeros(layer.W.shape[1])
         widths = [storage.inputs, len(self.first.b), *(len(layer.b) for layer in self.uppers)]
         stored = [layer.index for layer in self.uppers if not layer.exact]
         self.columns = state_columns(widths, stored, accelerate)
@@ -114,6 +116,8 @@ class StreamedNetwork:
             if layer.exact:
                 prox = self.penalties.prox_W * layer.unit
                 layer.W, layer.b = update_W_b_exact(moments, layer.W, mu / nu, prox, layer.kappa, layer.target)
+                if moments.centre is not None:
+                    layer.centre = moments.mean_p()
             else:
                 layer.W, layer.b = update_W_b_gradient(moments, layer.W, layer.b, nu, mu, layer.kappa, layer.target)
 
@@ -215,7 +219,7 @@ class StreamedNetwork:
     def states(self) -> list[State]:
         """Return what a checkpoint needs of every layer beside the storage's record."""
         paces = [asdict(pace) for pace in self.paces]
-        units = [{}, *({"unit": layer.unit} for layer in self.uppers)]
+        units = [{}, *({"unit": layer.unit, "centre": layer.centre} for layer in self.uppers)]
         kept = map(self.storage.kept, range(self.depth))
         return [layer.snapshot() | pace | unit | own for layer, pace, unit, own in zip(self.layers, paces, units, kept)]
 
@@ -227,7 +231,7 @@ class StreamedNetwork:
             if index == 0:
                 self.first.restore(state)
             else:
-                layer.W, layer.b, layer.unit = state["W"], state["b"], state["unit"]
+                layer.W, layer.b, layer.unit, layer.centre = (state[name] for name in ("W", "b", "unit", "centre"))
         if not ended:
             self.storage.go_on(self.number, self.columns, record, [states[index] for index in range(self.depth)])
             self.begun = True
