@@ -10,8 +10,9 @@ from test_augment_augmenter import random_graph
 
 from pdadmm import InputError
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter, hop_weights, propagation_matrix
-from pdadmm.augment.device import free_bytes, propagate_on
+from pdadmm.augment.device import propagate_on
 from pdadmm.kernels import gpu
+from pdadmm.parallel.device import free_bytes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 GPU = torch.device("cuda", 0)

@@ -13,11 +13,10 @@ from mpi_launch import NEEDS_MPI, mpiexec
 from mpi_transport import check_transport
 from stand_in_device import DEVICE, StandIn
 from test_grid import make_problem
-from thread_transport import run_ranks
+from thread_transport import going_astray, run_ranks
 
 from pdadmm import PDADMMG, PDADMMGQ, InputError, Quantizer, csbm
 from pdadmm.admm import solver as solver_module
-from pdadmm.admm.channel import Channel
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.solver import ADMMSolver
@@ -160,15 +159,7 @@ def test_ranks_with_a_device_each_find_the_bits_of_as_many_on_the_cpu(plain, cas
 def test_a_value_that_went_astray_is_sent_whole(plain, monkeypatch):
     """The receiver's value is changed behind its back, once: both ends notice and agree again."""
     monkeypatch.setenv("PDADMM_CHECKSUMS", "1")
-    held, changed = Channel.take, []
-
-    def take(channel):
-        if channel.number == 3 and channel.message is not None and (channel.kind, channel.layer) not in changed:
-            changed.append((channel.kind, channel.layer))
-            channel.coder.value[0, 0] += 1.0
-        return held(channel)
-
-    monkeypatch.setattr(Channel, "take", take)
+    changed = going_astray(monkeypatch)
     problem = problem_of("4 bits")
     more = CASES["4 bits"] | {"loss": "squared_error", "stages": (4,), "iterations": 8}
     results = []

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_in_device import CPU, DEVICE, DeviceTensor, StandIn
-from test_disk_training import close, outcome
+from test_disk_training import CHOICES, close, outcome
 
 from pdadmm import PDADMMG, PDADMMGQ, Augmenter, DivergenceError, InputError, Quantizer, csbm
 from pdadmm.admm import host_storage
@@ -96,19 +96,7 @@ def test_every_number_format_of_products(blocks_of, tmp_path, monkeypatch, produ
     assert outcome(through_device(BITS[products])) == outcome(disk)
 
 
-SETTINGS = st.fixed_dictionaries(
-    {
-        "form": st.sampled_from(["auto", "gradient"]),
-        "first_layer": st.sampled_from(["gram", "gradient"]),
-        "acceleration": st.sampled_from(["none", "first-stage", "all-stages"]),
-        "rho_schedule": st.sampled_from(["fixed", "stall"]),
-        "rho": st.sampled_from([None, 0.01]),
-        "activation": st.sampled_from(["relu", "leaky_relu", "identity"]),
-        "loss": st.sampled_from(["cross_entropy", "squared_error"]),
-        "kappa_identity": st.sampled_from([0.0, 0.01]),
-        "layers": st.integers(1, 5),
-    }
-)
+SETTINGS = st.fixed_dictionaries(CHOICES)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

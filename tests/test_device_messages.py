@@ -24,11 +24,10 @@ from test_device import (  # noqa: F401
     stand_in,
     train_rank,
 )
-from thread_transport import ThreadTransport, run_ranks
+from thread_transport import ThreadTransport, going_astray, run_ranks
 
 from pdadmm import InputError
 from pdadmm.admm import packet
-from pdadmm.admm.channel import Channel
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.parallel.device import DirectTransport, StagedTransport, join_device, messages_of
 from pdadmm.parallel.gpu_aware import SETTING, Support
@@ -99,15 +98,7 @@ def test_direct_messages_on_grids(plain, case, grid):  # noqa: F811
 def test_a_value_that_went_astray_is_sent_whole(plain, monkeypatch):  # noqa: F811
     """That one message goes through main memory; those after it go direct again."""
     monkeypatch.setenv("PDADMM_CHECKSUMS", "1")
-    held, changed = Channel.take, []
-
-    def take(channel):
-        if channel.number == 3 and channel.message is not None and (channel.kind, channel.layer) not in changed:
-            changed.append((channel.kind, channel.layer))
-            channel.coder.value[0, 0] += 1.0
-        return held(channel)
-
-    monkeypatch.setattr(Channel, "take", take)
+    changed = going_astray(monkeypatch)
     results = []
     for mode in MODES:
         results.append(train("4 bits", "2x1", mode, loss="squared_error", stages=(4,), iterations=8))

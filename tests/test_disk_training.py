@@ -79,20 +79,19 @@ def close(memory, disk, tolerance: float) -> None:
         assert theirs["rho"] == ours["rho"]
 
 
+CHOICES = {
+    "form": st.sampled_from(["auto", "gradient"]),
+    "first_layer": st.sampled_from(["gram", "gradient"]),
+    "acceleration": st.sampled_from(["none", "first-stage", "all-stages"]),
+    "rho_schedule": st.sampled_from(["fixed", "stall"]),
+    "rho": st.sampled_from([None, 0.01]),
+    "activation": st.sampled_from(["relu", "leaky_relu", "identity"]),
+    "loss": st.sampled_from(["cross_entropy", "squared_error"]),
+    "kappa_identity": st.sampled_from([0.0, 0.01]),
+    "layers": st.integers(1, 5),
+}
 SETTINGS = st.fixed_dictionaries(
-    {
-        "form": st.sampled_from(["auto", "gradient"]),
-        "first_layer": st.sampled_from(["gram", "gradient"]),
-        "acceleration": st.sampled_from(["none", "first-stage", "all-stages"]),
-        "rho_schedule": st.sampled_from(["fixed", "stall"]),
-        "rho": st.sampled_from([None, 0.01]),
-        "activation": st.sampled_from(["relu", "leaky_relu", "identity"]),
-        "loss": st.sampled_from(["cross_entropy", "squared_error"]),
-        "mu": st.sampled_from([0.0, 0.1]),
-        "kappa_identity": st.sampled_from([0.0, 0.01]),
-        "layers": st.integers(1, 5),
-        "eval_every": st.integers(1, 3),
-    }
+    CHOICES | {"mu": st.sampled_from([0.0, 0.1]), "eval_every": st.integers(1, 3)}
 )
 MANY = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from pdadmm.admm.channel import Channel
 from pdadmm.errors import DivergenceError
 from pdadmm.parallel.gpu_aware import Support
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
-__all__ = ["ThreadTransport", "run_ranks"]
+__all__ = ["ThreadTransport", "going_astray", "run_ranks"]
 
 PATIENCE = 60  # seconds: a rank that waits longer has been left alone
 
@@ -152,3 +153,17 @@ def run_ranks(ranks: int, work: Callable[[Any], Any], kind: type[ThreadTransport
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a rank hangs"
     return results
+
+
+def going_astray(monkeypatch) -> list:
+    """Change each receiver's third value behind its back, once; return the (kind, layer) of those that were."""
+    held, changed = Channel.take, []
+
+    def take(channel):
+        if channel.number == 3 and channel.message is not None and (channel.kind, channel.layer) not in changed:
+            changed.append((channel.kind, channel.layer))
+            channel.coder.value[0, 0] += 1.0
+        return held(channel)
+
+    monkeypatch.setattr(Channel, "take", take)
+    return changed

@@ -251,7 +251,4 @@ class BlockUpdates:
             tally.add(layer, Moments.of(p, r, self.products))
         else:
             p = self._p_exact("p ahead", seen.z, now, below)
-            if self.products.terms:
-                tally.add(layer, Moments.of(p, seen.z, self.products))
-            else:
-                tally.add(layer, Moments.about(self.layers[layer].centre, p, seen.z, out=p))
+            tally.add(layer, Moments.about(self.layers[layer].centre, p, seen.z, self.products, out=p))

@@ -20,6 +20,7 @@ from pdadmm.disk.blocks import Traffic
 from pdadmm.disk.storage import Blocks, fixed_bytes
 from pdadmm.errors import InputError
 from pdadmm.files import memory_bytes, resident_bytes
+from pdadmm.parallel.device import free_bytes
 from pdadmm.parallel.pinned import PinError, Pinned, whole_pages
 from pdadmm.parallel.shuttle import Shuttle
 
@@ -110,8 +111,7 @@ class HostStorage:
         block = blocks.nodes(self.memory)
         needed = blocks.fixed + int(block * blocks.each)
         if self.device.type == "cuda":
-            cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-            free = torch.cuda.mem_get_info(self.device)[0] + cached
+            free = free_bytes(self.device)
             if needed > free:
                 allowed = f"at most the {human_bytes(free)} that are free on the device"
                 raise InputError("device_memory", human_bytes(self.memory), allowed)

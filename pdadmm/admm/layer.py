@@ -281,21 +281,23 @@ class HiddenLayer(Layer):
 
     def update_W_b(self, scratch: dict[torch.Size, Tensor]) -> None:
         """W_l, then b_l; until z is updated, r holds a = p W^T + b."""
-        p, nu, mu = self.below.own_p, self.penalties.nu, self.penalties.mu
+        p = self.below.own_p
         if not self.exact:
+            nu, mu = self.penalties.nu, self.penalties.mu
             update_W_gradient_(self.W, self.r, p, nu, mu, self.kappa, self.target, self.shard, self.products)
             update_b_(self.b, self.r, self.shard)
             torch.sub(self.z, self.r, out=self.r)
             return
-        prox = self.penalties.prox_W * self.unit
         P = self.products.parts(p)
-        if self.products.terms:  # exact for p as rounded, whatever its condition; rounding goes before centring
-            moments = Moments.of(p, self.z, self.products, P).over(self.shard)
-        else:
-            moments = Moments.about(self.centre, p, self.z, scratch.get(p.shape)).over(self.shard)
-            self.centre = moments.mean_p()
-        self.W, self.b = update_W_b_exact(moments, self.W, mu / nu, prox, self.kappa, self.target)
+        self.solve_W_b(Moments.about(self.centre, p, self.z, self.products, P, scratch.get(p.shape)).over(self.shard))
         self.products.addmm_parts(self.b, P, transposed(self.products.operand(self.W)), out=self.r)
+
+    def solve_W_b(self, moments: Moments) -> None:
+        """Set W_l and b_l from the sums of all nodes, and the centre of the next ones."""
+        prox, mu_over_nu = self.penalties.prox_W * self.unit, self.penalties.mu / self.penalties.nu
+        self.W, self.b = update_W_b_exact(moments, self.W, mu_over_nu, prox, self.kappa, self.target)
+        if moments.centre is not None:
+            self.centre = moments.mean_p()
 
     def ridge(self) -> float:
         """Return this shard's share of mu/2 |W|^2 + nu/2 kappa |W - I|^2: the first shard counts it."""

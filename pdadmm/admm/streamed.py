@@ -18,7 +18,7 @@ from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import by_node
-from pdadmm.admm.updates import update_W_b_exact, update_W_b_gradient
+from pdadmm.admm.updates import update_W_b_gradient
 from pdadmm.checkpoint import Checkpoint, State
 from pdadmm.disk.storage import state_columns
 from pdadmm.errors import InputError
@@ -114,10 +114,7 @@ class StreamedNetwork:
         for layer, moments in zip(self.uppers, sums[1:]):
             self.finite_p[layer.index] = bool(torch.isfinite(moments.p_sum).all())
             if layer.exact:
-                prox = self.penalties.prox_W * layer.unit
-                layer.W, layer.b = update_W_b_exact(moments, layer.W, mu / nu, prox, layer.kappa, layer.target)
-                if moments.centre is not None:
-                    layer.centre = moments.mean_p()
+                layer.solve_W_b(moments)
             else:
                 layer.W, layer.b = update_W_b_gradient(moments, layer.W, layer.b, nu, mu, layer.kappa, layer.target)
 

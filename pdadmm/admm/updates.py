@@ -238,11 +238,16 @@ class Moments:
         return cls(pp, zp, p.sum(0), z.sum(0), len(p))
 
     @classmethod
-    def about(cls, centre: Tensor, p: Tensor, z: Tensor, out: Tensor | None = None) -> Moments:
+    def about(
+        cls, centre: Tensor, p: Tensor, z: Tensor, products: Products = FULL, P: Parts = (), out: Tensor | None = None
+    ) -> Moments:
         """Return the sums of one block with p - ``centre``, which lies in ``out`` if given.
 
         Near the mean of p that spares the W-update the difference of large numbers, where the rows of p are much alike.
+        Other ``products`` than those of the state's format sum p itself: p is rounded first.
         """
+        if products.terms:
+            return cls.of(p, z, products, P)
         moments = cls.of(torch.sub(p, centre, out=out), z)
         moments.centre = centre
         return moments

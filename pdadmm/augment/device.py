@@ -15,9 +15,9 @@ from pdadmm.augment.hops import load_columns, num_columns, propagate
 from pdadmm.console import Work, human_bytes
 from pdadmm.errors import InputError
 from pdadmm.kernels import gpu
-from pdadmm.parallel.device import HostMemory
+from pdadmm.parallel.device import HostMemory, free_bytes
 
-__all__ = ["free_bytes", "propagate_on"]
+__all__ = ["propagate_on"]
 
 _SLICE_BYTES = 1 << 28  # default size of one [V, w] slice; main memory pins as much, which torch keeps
 _LEAST_WIDTH, _MOST_WIDTH = 32, 256  # columns: narrower slices gather less than 128 bytes an edge, wider gain nothing
@@ -81,12 +81,6 @@ def product(S: sp.csr_array, device: torch.device) -> Product:
         warnings.simplefilter("ignore", UserWarning)  # "in beta state"
         S_there = torch.sparse_csr_tensor(pointers, there(S.indices, wide), values, S.shape, check_invariants=False)
     return Product(lambda X, out: torch.addmm(out, S_there, X, beta=0, out=out), 0)
-
-
-def free_bytes(device: torch.device) -> int:
-    """The memory of a GPU that this process can have: what nobody holds, and what torch holds without need."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _propagate(device, S, X, hops: int, weights, rows, slice_columns: int | None) -> np.ndarray:

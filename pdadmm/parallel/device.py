@@ -22,6 +22,7 @@ __all__ = [
     "StagedTransport",
     "check_device",
     "choose_device",
+    "free_bytes",
     "host_bytes",
     "join_device",
     "messages_of",
@@ -84,6 +85,12 @@ def own_device(name: str) -> torch.device:
         return CPU
     number = launch.local_rank() if launch.launched_size() > 1 else 0
     return torch.device("cuda", max(number, 0) % torch.cuda.device_count())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that this process can have: what nobody holds, and what torch holds without need."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def synchronize(device: torch.device) -> None:

@@ -191,18 +191,20 @@ def sample_network(V: int, n: int, L: int) -> tuple[Any, Job]:
     return solver._build(1, L, solver._enter_stage(L, [])), Job(V, V, (n, *[n] * (L - 1), 2))
 
 
+def turn_seconds(transport: Any, run: Callable[[], object]) -> float:
+    """Return the seconds of ``run`` called by all ranks at once, TURNS times over, of the rank that ends last."""
+    transport.barrier()
+    began = time.perf_counter()
+    for _ in range(TURNS):
+        run()
+    return max(transport.allgather(time.perf_counter() - began)) / TURNS
+
+
 def together(transport: Any, repeat: int = 5) -> float:
     """Return the median seconds of Work done by all ranks at once, of the rank that ends last."""
     work = Work()
     work()
-    found: list[float] = []
-    for _ in range(repeat):
-        transport.barrier()
-        began = time.perf_counter()
-        for _ in range(TURNS):
-            work()
-        found.append(max(transport.allgather(time.perf_counter() - began)) / TURNS)
-    return statistics.median(found)
+    return statistics.median(turn_seconds(transport, work) for _ in range(repeat))
 
 
 def meeting(transport: Any, repeat: int = 9) -> float:
@@ -212,19 +214,13 @@ def meeting(transport: Any, repeat: int = 9) -> float:
     """
     (network, _), numbers = sample_network(*MET), torch.zeros(4)
     network.iterate()
-    found: list[float] = []
-    for _ in range(repeat):
-        taken = []
-        for meets in (False, True):
-            transport.barrier()
-            began = time.perf_counter()
-            for _ in range(TURNS):
-                network.iterate()
-                if meets:
-                    transport.sum_(numbers, "control")
-            taken.append(max(transport.allgather(time.perf_counter() - began)) / TURNS)
-        found.append(taken[1] - taken[0])
-    return max(1e-9, statistics.median(found))
+
+    def meets() -> None:
+        network.iterate()
+        transport.sum_(numbers, "control")
+
+    pairs = [(turn_seconds(transport, network.iterate), turn_seconds(transport, meets)) for _ in range(repeat)]
+    return max(1e-9, statistics.median(met - alone for alone, met in pairs))
 
 
 def ping(transport: Any, numbers: int, repeat: int = 30) -> float:
