@@ -122,6 +122,7 @@ def test_sparse_features_become_canonical_float32():
 def test_no_edges_and_no_labels():
     graph = Graph.from_edges(np.empty((2, 0)), [[1.0]], [-1])
     assert (graph.num_edges, graph.num_classes) == (0, 0)
+    assert dataclasses.replace(graph, name="copy").num_classes == 0  # a copy passes the 0 on
 
 
 BAD_CHANGES = {

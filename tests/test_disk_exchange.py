@@ -114,6 +114,16 @@ def test_ranks_beyond_the_slices_have_rows_all_the_same(tmp_path):
     assert all(traffic.written for *_, traffic in found)
 
 
+def test_a_graph_whose_labels_are_all_unknown(tmp_path):
+    graph = Graph.from_edges([[0, 1], [1, 2]], np.eye(3), [-1, -1, -1])
+    write_graph(graph, tmp_path / "g")
+    request = request_(rows="all")
+    augment(tmp_path, 2, request)
+    expect(tmp_path, graph, request)
+    with AugmentedFolder(tmp_path / "out") as found:
+        assert found.num_classes == 0
+
+
 def test_x_is_read_once_and_the_bytes_of_the_disk_are_the_plans(tmp_path, monkeypatch):
     cut_small(monkeypatch, 1 << 14)
     write_graph(csbm(1500, num_features=64), tmp_path / "g")

@@ -194,8 +194,9 @@ def check_labels(labels: object, num_nodes: int, num_classes: int | None) -> tup
         high, remedy = max(num_nodes, 1000) - 1, "number the classes from 0, or pass num_classes"
         check_range("labels", array, -1, high, "class numbers or -1 for unlabelled", remedy)
         return array, int(array.max()) + 1
-    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)) or num_classes < 1:
-        raise InputError("num_classes", num_classes, "a whole number of at least 1")
+    fewest = int(array.max() >= 0)  # none is a fair number where no class is known: graphs are copied and reread
+    if isinstance(num_classes, bool) or not isinstance(num_classes, (int, np.integer)) or num_classes < fewest:
+        raise InputError("num_classes", num_classes, f"a whole number of at least {fewest}")
     remedy = "number the classes from 0, or raise num_classes"
     check_range("labels", array, -1, int(num_classes) - 1, "class numbers or -1 for unlabelled", remedy)
     return array, int(num_classes)
