@@ -50,7 +50,7 @@ def test_the_parts_in_order(operator, weighting, scaling, dtype):
     out = augmenter.fit_transform(graph, fit_rows)
     S = propagation_matrix(graph, operator, dtype)
     raw = propagate(S, graph.features, 3, hop_weights(weighting, 3, 0.2, 2.0))
-    scaler = Scaler(scaling, 4 if weighting == "powers" else 1).fit(raw, fit_rows)
+    scaler = Scaler(scaling, 4 if weighting == "powers" else 1).fit(raw, fit_rows, graph.labels[fit_rows])
     np.testing.assert_array_equal(augmenter.shift_, scaler.shift)
     np.testing.assert_array_equal(augmenter.scale_, scaler.scale)
     np.testing.assert_array_equal(out, scaler.transform(raw))
@@ -153,7 +153,7 @@ def test_memory_of_scaling_is_a_few_blocks():
         ({"alpha": "0.1"}, "alpha = 0.1"),
         ({"heat_time": -1.0}, "heat_time = -1.0: must be a finite number of at least 0"),
         ({"heat_time": float("inf")}, "heat_time = inf"),
-        ({"scaling": None}, "scaling = None: must be one of hop-std, hop-l2, row-l2, standard, none"),
+        ({"scaling": None}, "scaling = None: must be one of hop-std, hop-loo, hop-l2, row-l2, standard, none"),
         ({"dtype": "float16"}, "dtype = float16: must be one of float32, float64"),
         ({"slice_columns": 0}, "slice_columns = 0: must be a whole number of at least 1"),
     ],

@@ -26,7 +26,7 @@ def reference(scaling: str, X: np.ndarray, rows: np.ndarray, blocks: int, eps: f
     if scaling.startswith("hop"):
         X = unit(X.reshape(len(X), blocks, -1)).reshape(X.shape)
         centred = X - X[rows].mean(axis=0)
-        return centred if scaling == "hop-l2" else shrunk(centred, rows, eps)
+        return centred if scaling == "hop-l2" else shrunk(centred, rows, eps)  # hop-loo: no label is known
     deviation = X[rows].std(axis=0)
     constant = np.ptp(X[rows], axis=0) == 0
     return np.where(constant, 0, (X - X[rows].mean(axis=0)) / np.where(constant, 1, deviation))
@@ -58,7 +58,7 @@ def test_every_scaling_equals_its_formula(scaling, seed):
     for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 3e-4)):
         given_X = X.astype(dtype)
         expected = reference(scaling, given_X.astype(np.float64), rows, blocks, np.finfo(dtype).eps)
-        scaler = Scaler(scaling, blocks).fit(given_X, rows)
+        scaler = Scaler(scaling, blocks).fit(given_X, rows, np.full(len(rows), -1))
         np.testing.assert_array_equal(given_X, X.astype(dtype))  # fit leaves its input alone
         out = scaler.transform(given_X)
         assert out is given_X
@@ -70,9 +70,10 @@ def test_every_scaling_equals_its_formula(scaling, seed):
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_blocks_of_rows_do_not_matter(scaling, monkeypatch):
     X = np.random.default_rng(0).normal(size=(40, 12)).astype(np.float32)
-    whole = Scaler(scaling, 3).fit(X[:30])
+    labels = np.arange(30) % 4
+    whole = Scaler(scaling, 3).fit(X[:30], labels=labels)
     monkeypatch.setattr("pdadmm.augment.scaling._BLOCK", 24)
-    blocked = Scaler(scaling, 3).fit(X, np.arange(30))
+    blocked = Scaler(scaling, 3).fit(X, np.arange(30), labels)
     np.testing.assert_allclose(blocked.shift, whole.shift, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(blocked.scale, whole.scale, rtol=1e-6)
     few = blocked.transform(X.copy())
@@ -199,13 +200,13 @@ def test_lengths_of_extreme_float32_rows(scaling, scale):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused(scaling, bad):
     X = np.ones((4, 4), np.float32)
-    fitted = Scaler(scaling, 2).fit(X)
+    fitted = Scaler(scaling, 2).fit(X, labels=np.arange(4) % 2)
     X[2, 1] = bad
     with pytest.raises(InputError, match=r"\(row 2\): must be finite"):
         fitted.transform(X.copy())
     if scaling != "row-l2" and scaling != "none":
         with pytest.raises(InputError, match=r"\(row 2\): must be finite"):
-            Scaler(scaling, 2).fit(X, np.array([0, 2]))
+            Scaler(scaling, 2).fit(X, np.array([0, 2]), np.arange(2))
 
 
 def test_what_overflows_is_refused():
@@ -227,5 +228,5 @@ def test_misuse_is_refused():
     with pytest.raises(InputError, match="4 columns wide"):
         Scaler().fit(X).transform(X[:, :3])
     assert Scaler().scaling == "hop-std"
-    with pytest.raises(InputError, match="one of hop-std, hop-l2, row-l2, standard, none"):
+    with pytest.raises(InputError, match="one of hop-std, hop-loo, hop-l2, row-l2, standard, none"):
         Scaler("l2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdadmm.augment.augmenter import Augmenter
+from pdadmm.augment.hop_factors import hop_factors
 from pdadmm.augment.hops import WEIGHTINGS, hop_weights, propagate
 from pdadmm.augment.operators import OPERATORS, Operator, propagation_matrix
 from pdadmm.augment.product import spmm
@@ -16,6 +17,7 @@ __all__ = [
     "Operator",
     "Scaler",
     "Scaling",
+    "hop_factors",
     "hop_weights",
     "propagate",
     "propagation_matrix",

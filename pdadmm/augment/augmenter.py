@@ -32,7 +32,7 @@ class Augmenter:
 
     Parameters: ``hops`` K >= 0; ``operator`` "sym", "rw", "col"; ``weighting`` "powers", "ppr", "heat";
     ``alpha`` in [0, 1], the PPR teleport probability; ``heat_time`` >= 0, the heat kernel's t; ``scaling``
-    "hop-std", "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of the work and of the result;
+    "hop-std", "hop-loo", "hop-l2", "row-l2", "standard", "none"; ``dtype`` "float32" or "float64", of work and result;
     ``slice_columns``, columns that travel together (default: 8 MiB a slice; the result is the same for all);
     ``device`` "cpu", "cuda" (hops on this process's GPU, the rest in main memory; equal to rounding) or "auto"
     ("cuda" where there is a GPU), which may be set anew at any time and is no part of ``state``.
@@ -86,7 +86,8 @@ class Augmenter:
     def fit_transform(self, graph, fit_rows=None, rows=None) -> np.ndarray:
         """Augment ``graph`` and learn the scaling from the nodes ``fit_rows``.
 
-        ``graph`` has ``adjacency`` (scipy sparse [V, V]) and ``features`` (array or scipy sparse [V, F]);
+        ``graph`` has ``adjacency`` (scipy sparse [V, V]) and ``features`` (array or scipy sparse [V, F]), for the
+        scaling "hop-loo" also ``labels`` (integers [V], -1 for unknown);
         ``rows``: the nodes to keep, node numbers or a mask (default: all V); ``fit_rows``: likewise, out of
         these (default: all of these; give the training nodes to leave the rest out). Returns p_1
         [len(rows) or V, n0], C-contiguous. Raises InputError for an unusable graph, row or feature, for a
@@ -94,7 +95,8 @@ class Augmenter:
         """
         kept, raw = self._augment(graph, rows)
         fitted = _positions(fit_rows, kept, graph.features.shape[0])
-        scaler = Scaler(self.scaling, self._blocks).fit(raw, fitted)
+        labels = self._labels(graph, fit_rows, kept)
+        scaler = Scaler(self.scaling, self._blocks).fit(raw, fitted, labels)
         self.num_features_ = graph.features.shape[1]
         self.shift_, self.scale_ = scaler.shift, scaler.scale
         return scaler.transform(raw)
@@ -142,6 +144,13 @@ class Augmenter:
     @property
     def _blocks(self) -> int:
         return self.hops + 1 if WEIGHTINGS[self.weighting] is None else 1
+
+    def _labels(self, graph, fit_rows, kept: np.ndarray | None) -> np.ndarray | None:
+        """The labels of the fitting nodes, where the scaling asks for them."""
+        if not SCALINGS[self.scaling].labelled or getattr(graph, "labels", None) is None:
+            return None
+        nodes = kept if fit_rows is None else _node_numbers("fit_rows", fit_rows, len(graph.labels))
+        return graph.labels if nodes is None else graph.labels[nodes]
 
     def _scaler(self) -> Scaler:
         scaler = Scaler(self.scaling, self._blocks)

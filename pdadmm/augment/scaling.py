@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pdadmm.augment.hop_factors import MOST_NODES, hop_factors
 from pdadmm.errors import InputError
 
 __all__ = ["SCALINGS", "Scaler", "Scaling"]
@@ -15,16 +16,27 @@ __all__ = ["SCALINGS", "Scaler", "Scaling"]
 class Scaling(NamedTuple):
     """What a scaling does: unit length for each ``unit`` ("hop", "row", ""), then centre, divide columns.
 
-    ``divide`` is "deviation", "shrunk" (the deviation drawn toward that of all columns) or "".
+    ``divide`` is "deviation", "shrunk" (the deviation drawn toward that of all columns) or ""; ``labelled`` says
+    that hops then get factors that are learned from labels.
     """
 
     unit: str
     centre: bool
     divide: str
+    labelled: bool = False
+
+    def learns_factors(self, blocks: int, rows: int) -> bool:
+        """Whether so many hop blocks get factors from so many fitting rows: these are in memory meanwhile."""
+        return self.labelled and blocks > 1 and rows <= MOST_NODES
+
+    def passes(self, blocks: int, rows: int) -> int:
+        """How often fitting goes over its rows."""
+        return self.centre + bool(self.divide) + self.learns_factors(blocks, rows)
 
 
 SCALINGS: dict[str, Scaling] = {
     "hop-std": Scaling("hop", True, "shrunk"),
+    "hop-loo": Scaling("hop", True, "shrunk", labelled=True),
     "hop-l2": Scaling("hop", True, ""),
     "row-l2": Scaling("row", False, ""),
     "standard": Scaling("", True, "deviation"),
@@ -44,9 +56,11 @@ class Scaler:
         x <- x / |x|                 per row and hop block ("hop-*"), per row ("row-l2"); zero rows stay zero
         x <- (x - shift) * scale     shift: column means over the fitting rows ("hop-*", "standard"), else 0
                                      scale: 1 / standard deviation over them ("standard"),
-                                     c / sqrt(v_j + 0.3 (n_0 / m) mean(v)) ("hop-std"), else 1
+                                     c / sqrt(v_j + 0.3 (n_0 / m) mean(v)) ("hop-std", "hop-loo"), else 1
+        x <- c_k x                   per hop block ("hop-loo"), c by hop_factors
 
-    where v_j is the variance of column j over the m fitting rows and c keeps their mean squared length.
+    where v_j is the variance of column j over the m fitting rows and c keeps their mean squared length. "hop-loo" is
+    "hop-std" with more than 512 fitting rows, where one block holds all hops, and where no label is known.
 
     Source: this library's scaling for the features of pdADMM-G (Wang et al. 2022, who use them raw);
     "standard" is the z-score with the population deviation; "hop-std" nears it as nodes outnumber columns, and
@@ -69,10 +83,11 @@ class Scaler:
         self.shift: np.ndarray | None = None
         self.scale: np.ndarray | None = None
 
-    def fit(self, X: np.ndarray, rows: np.ndarray | None = None) -> Scaler:
+    def fit(self, X: np.ndarray, rows: np.ndarray | None = None, labels: np.ndarray | None = None) -> Scaler:
         """Take shift and scale from these rows of X [m, n0] (default: all), which stays as it is.
 
-        Raises InputError where no row is given or a value is not finite.
+        ``labels``: the class of each of these rows, -1 where it is not known; "hop-loo" needs them.
+        Raises InputError where no row is given, labels are missing or a value is not finite.
         """
         (m, n0), family = X.shape, SCALINGS[self.scaling]
         count = m if rows is None else len(rows)
@@ -89,6 +104,8 @@ class Scaler:
             scale = self._inverse_deviation(X, rows, mean, count)
         elif family.divide == "shrunk":
             scale = self._inverse_shrunk(X, rows, mean, count)
+        if family.labelled:
+            scale *= np.repeat(self._factors(X, rows, mean, scale, labels, count), n0 // self.blocks)
         self.shift, self.scale = mean.astype(X.dtype), scale.astype(X.dtype)
         return self
 
@@ -122,6 +139,19 @@ class Scaler:
             return np.ones(len(mean))
         shrunk = variance + _SHRINKAGE * len(mean) / count * variance.mean()
         return np.sqrt(variance.sum() / (variance / shrunk).sum() / shrunk)
+
+    def _factors(self, X, rows, mean: np.ndarray, scale: np.ndarray, labels, count: int) -> np.ndarray:
+        """Return a factor for each hop block."""
+        if labels is None:
+            raise InputError("labels", "not given", f"given with scaling {self.scaling}, one for each fitting row")
+        if len(labels) != count:
+            raise InputError("labels", f"{len(labels)} labels", f"one for each fitting row, {count}")
+        if not SCALINGS[self.scaling].learns_factors(self.blocks, count):
+            return np.ones(self.blocks)
+        p, labels = np.empty((count, len(mean))), np.asarray(labels)
+        for part, block in self._normalised(X, rows):
+            p[part] = (block - mean) * scale
+        return hop_factors(p[labels >= 0], labels[labels >= 0], self.blocks)
 
     def _inverse_deviation(self, X, rows, mean: np.ndarray, count: int) -> np.ndarray:
         variance, largest = self._moments(X, rows, mean, count)

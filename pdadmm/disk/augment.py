@@ -68,6 +68,11 @@ class Kept:
     labels: np.ndarray
     splits: dict[str, np.ndarray] | None
 
+    @property
+    def fit_labels(self) -> np.ndarray:
+        """The classes of the nodes that the scaling is learned from."""
+        return self.labels[: self.fit_count] if self.fit_nodes is None else self.labels[self.fit_nodes]
+
 
 def augment_folder(
     graph: DiskGraph,
@@ -108,7 +113,7 @@ def augment_folder(
         steps.cut(partial(tell, "cutting", shape.feature_total))
         steps.on_all(lambda: tell("hops", plan.result_bytes, _hops(files, request, kept, indptr, rank, size)))
         scaler = Scaler(augmenter.scaling, shape.blocks)
-        steps.fit(scaler)
+        steps.fit(scaler, kept.fit_labels)
         scaler.shift, scaler.scale = transport.bcast((scaler.shift, scaler.scale))
         path = folder / "features.npy"
         if not transport.bcast(path.exists()):  # else the end of a killed run
@@ -185,10 +190,10 @@ class _Shared:
         """See what the other ranks have done."""
         self.files.manifest = Manifest(self.files.work, self.transport.rank)
 
-    def fit(self, scaler: Scaler) -> None:
+    def fit(self, scaler: Scaler, labels: np.ndarray) -> None:
         """Learn the scaling on rank 0."""
         self._look()
-        self.on_all(lambda: None if self.transport.rank else _fit(scaler, self.files))
+        self.on_all(lambda: None if self.transport.rank else _fit(scaler, self.files, labels))
 
     def write(self, scaler: Scaler, path: Path, tell: Tell) -> None:
         """Write every R-th stretch of rows."""
@@ -254,10 +259,10 @@ def _hops(
     yield from chain_slices(files, operator, weights, kept.nodes, kept.fit_nodes, rank, size)
 
 
-def _fit(scaler: Scaler, files: SliceFiles) -> None:
+def _fit(scaler: Scaler, files: SliceFiles, labels: np.ndarray) -> None:
     source = SlicedRows(files, fit=True)
     try:
-        scaler.fit(source)  # type: ignore[arg-type]
+        scaler.fit(source, labels=labels)  # type: ignore[arg-type]
     finally:
         source.close()
 

@@ -73,7 +73,7 @@ class Exchange:
         read = [sum(last - first for _, first, last in chunks) for chunks in self.chunks]
         kept = [min(run.stop * block, x.kept) - min(run.start * block, x.kept) for run in self.shards]
         number = x.blocks * x.number_bytes
-        passes = min(files.plan.passes, 1 if x.fit_rows <= block else 2)
+        passes = min(files.plan.passes, 1) if x.fit_rows <= block else files.plan.passes
         return {
             "columns": x.feature_bytes * sum(V * F for V, F in zip(read, away)),
             "fit": passes * x.fit_rows * away[0] * number,
@@ -207,12 +207,12 @@ class Exchange:
 
     # The rows that the scaling is learned from to rank 0
 
-    def fit(self, scaler: Scaler) -> None:
+    def fit(self, scaler: Scaler, labels: np.ndarray) -> None:
         """Let rank 0 learn the scaling, from the rows in order, a block at a time: the bits are those of one rank."""
         source = self.on_all(lambda: (SlicedRows if self.transport.rank else _CollectedRows)(self.files, fit=True))
         try:
             if isinstance(source, _CollectedRows):
-                self._learn(scaler, source)
+                self._learn(scaler, source, labels)
                 return
             while isinstance(call := self.transport.bcast(None), tuple):
                 self.collect(source.rows, *call)
@@ -221,11 +221,11 @@ class Exchange:
         finally:
             source.close()
 
-    def _learn(self, scaler: Scaler, source: _CollectedRows) -> None:
+    def _learn(self, scaler: Scaler, source: _CollectedRows, labels: np.ndarray) -> None:
         """Learn from rows as they are collected; at the end tell the other ranks, which wait for the next rows."""
         source.exchange, problem = self, None
         try:
-            scaler.fit(source)  # type: ignore[arg-type]
+            scaler.fit(source, labels=labels)  # type: ignore[arg-type]
         except InputError as error:
             if source.broken:  # raised on all ranks
                 raise

@@ -34,7 +34,9 @@ def fit_scaler(graph: DiskGraph, scaling: str, train: np.ndarray, dtype: np.dtyp
     """Return the scaling of the features, learned from the training nodes; scalings of rows alone read nothing."""
     scaler, family = Scaler(scaling), SCALINGS[scaling]
     if family.centre or family.divide:
-        return scaler.fit(_CastRows(FolderRows(graph, np.sort(train)), dtype))  # type: ignore[arg-type]
+        rows = np.sort(train)
+        labels = graph.labels()[rows] if family.labelled else None
+        return scaler.fit(_CastRows(FolderRows(graph, rows), dtype), labels=labels)  # type: ignore[arg-type]
     width = graph.num_features
     scaler.shift, scaler.scale = np.zeros(width, dtype), np.ones(width, dtype)
     return scaler

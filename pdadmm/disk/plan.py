@@ -81,8 +81,7 @@ class Plan:
     @property
     def passes(self) -> int:
         """How often the scaling goes over the rows that it is learned from."""
-        scaling = SCALINGS[self.shape.scaling]
-        return scaling.centre + bool(scaling.divide)
+        return SCALINGS[self.shape.scaling].passes(self.shape.blocks, self.shape.fit_rows)
 
     @property
     def written_bytes(self) -> int:
@@ -105,7 +104,10 @@ def memory_needed(shape: Shape, width: int, resident: bool) -> int:
     streamed = 2 * min(x.entries, max(STREAM_ENTRIES, x.widest))
     columns = (x.entries if resident else streamed) * x.index_bytes
     rows = (2 * BLOCK_ENTRIES + x.widest) * (x.index_bytes + x.number_bytes)
-    return nodes + slices + columns + rows + WORK_BYTES
+    learned = 0
+    if SCALINGS[x.scaling].learns_factors(x.blocks, x.fit_rows):  # rows in float64, twice; matrices of them
+        learned = 8 * x.fit_rows * (2 * x.blocks * x.features + (x.blocks + 6) * x.fit_rows)
+    return nodes + max(slices + columns + rows, learned) + WORK_BYTES
 
 
 def make_plan(shape: Shape, memory: int, width: int | None = None, slices: int = 1) -> Plan:
