@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+import termios
+import threading
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from pdadmm.parallel.launch import (
     together,
 )
 from pdadmm.parallel.ledger import PAYLOAD_KINDS, Ledger
+from pdadmm.parallel.mpi import let_be_read
 from pdadmm.parallel.transport import LocalTransport, alone
 
 VARIABLES = (
@@ -329,3 +333,30 @@ def test_an_envelope_fits_its_own_array_alone(data):
 def test_any_bytes_are_refused_with_words(packed):
     with pytest.raises(RuntimeError, match="message out of order: rank 1 sent"):
         Envelope("init", np.zeros((2, 3), "f4"), 1).check(packed, 1)
+
+
+def test_a_rank_that_ends_the_job_waits_until_its_words_are_read(monkeypatch):
+    """What is left in the pipe when a rank aborts, mpiexec may throw away."""
+    end, start = os.pipe()
+    with open(start, "w") as stream, open(end, "rb", buffering=0) as launcher:
+        monkeypatch.setattr(sys, "stderr", stream)
+        stream.write("rank 1 of 2 failed")
+        read = []
+        reader = threading.Thread(target=lambda: read.append(launcher.read(100)))
+        reader.start()  # nothing to read before let_be_read flushes
+        let_be_read()
+        assert fcntl.ioctl(launcher, termios.FIONREAD, bytes(4)) == bytes(4)
+        reader.join()
+    assert read == [b"rank 1 of 2 failed"]
+
+
+def test_a_stream_that_nobody_reads_keeps_no_rank_waiting(monkeypatch, tmp_path):
+    with open(tmp_path / "err", "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        let_be_read()  # a file
+    let_be_read()  # closed
+    end, start = os.pipe()
+    with open(start, "w") as stream, open(end, "rb"):
+        monkeypatch.setattr(sys, "stderr", stream)
+        stream.write("lost")
+        let_be_read()  # gives up

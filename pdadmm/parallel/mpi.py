@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -18,7 +21,7 @@ from pdadmm.parallel.gpu_aware import Support, support
 from pdadmm.parallel.ledger import Ledger, ring_bytes
 from pdadmm.trace import NO_TRACE
 
-__all__ = ["MPITransport"]
+__all__ = ["MPITransport", "let_be_read"]
 
 PIECE = 1 << 30  # numbers in one call of MPI
 
@@ -29,10 +32,9 @@ def _install_abort_hook(comm: Any) -> None:
         return
 
     def abort(kind, value, trace):
-        sys.stdout.flush()
         text = "".join(traceback.format_exception(kind, value, trace))
         sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")
-        sys.stderr.flush()
+        let_be_read()
         comm.Abort(1)
 
     abort.ends_mpi_job = True  # type: ignore[attr-defined]
@@ -44,9 +46,28 @@ def abort(status: int) -> None:
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        let_be_read()
         MPI.COMM_WORLD.Abort(status)
+
+
+def let_be_read() -> None:
+    """Wait until mpiexec has read what this rank has printed, a second at most: ending the job, it drops the rest."""
+    import fcntl
+    import termios
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            file = stream.fileno()
+            if not stat.S_ISFIFO(os.fstat(file).st_mode):
+                continue
+            until = time.monotonic() + 1.0
+            while int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder):
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.002)
+        except (OSError, ValueError):  # closed, or not a file: nobody to wait for
+            continue
 
 
 @cache
