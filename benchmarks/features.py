@@ -20,6 +20,7 @@ from accuracy import run, spread
 FEATURES = [
     {},
     *({"hops": hops} for hops in (1, 2, 3, 6)),
+    *({"scaling": "hop-loo", "hops": hops} for hops in (4, 6)),
     *({"scaling": "hop-l2", "hops": hops} for hops in (2, 4)),
     *({"weighting": "ppr", "hops": 10, "alpha": alpha} for alpha in (0.05, 0.1, 0.2)),
     *({"weighting": "ppr", "hops": 10, "alpha": alpha, "scaling": "hop-l2"} for alpha in (0.05, 0.1)),
