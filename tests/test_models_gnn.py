@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import types
 
 import numpy as np
 import pytest
@@ -131,3 +132,13 @@ def test_dropout_keeps_the_mean(share):
 @pytest.mark.parametrize("module", [gnn, dropout])
 def test_the_examples_in_the_docstrings_run(module):
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("architecture", ["gcn", "sage"])
+def test_an_operator_leaves_the_adjacency_as_it_is(architecture, dtype):
+    given = sp.csr_array(np.array([[0, 2, 1], [2, 0, 0], [1, 0, 0]], dtype))
+    before = given.copy()
+    found = operator_of(types.SimpleNamespace(adjacency=given), architecture, "float64")
+    assert (given != before).nnz == 0
+    assert not np.shares_memory(found.data, given.data)

@@ -219,8 +219,9 @@ def test_a_grid_of_another_number_of_ranks_ends_the_job_with_status_2():
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_rank_that_raises_ends_the_job_with_its_traceback():
-    done = mpiexec(2, HERE / "mpi_crash.py", timeout=90)
+@pytest.mark.parametrize("output", [(), ("tee",), ("none",)])
+def test_a_rank_that_raises_ends_the_job_with_its_traceback(output):
+    done = mpiexec(2, HERE / "mpi_crash.py", *output, timeout=90)
     assert done.returncode != 0
     assert "ZeroDivisionError: rank 1 has had enough" in done.stderr
     assert "rank 1 of 2" in done.stderr

@@ -7,6 +7,7 @@ import os
 import sys
 import termios
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -355,6 +356,9 @@ def test_a_stream_that_nobody_reads_keeps_no_rank_waiting(monkeypatch, tmp_path)
         monkeypatch.setattr(sys, "stderr", file)
         let_be_read()  # a file
     let_be_read()  # closed
+    for other in (None, types.SimpleNamespace(write=print, flush=lambda: None)):  # and one that is no file
+        monkeypatch.setattr(sys, "stderr", other)
+        let_be_read()
     end, start = os.pipe()
     with open(start, "w") as stream, open(end, "rb"):
         monkeypatch.setattr(sys, "stderr", stream)

@@ -127,8 +127,8 @@ class KernelFirst(FirstForm):
     """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
 
     a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean squared
-    length of a row of p. The kernel of the other labelled nodes with the training nodes is made by the first
-    evaluation, and kept. A shard has the rows of its nodes of alpha, kernel and inverse.
+    length of a row of p. For evaluation the kernel of the other labelled nodes with the training nodes is kept.
+    A shard has the rows of its nodes of alpha, kernel and inverse.
     """
 
     name = "kernel"
@@ -138,7 +138,8 @@ class KernelFirst(FirstForm):
     ) -> None:
         super().__init__(X, nodes, shard, products)
         p = shard.whole(self.p)  # every shard has all rows for a moment: they are fewer than the columns
-        self.kernel: Tensor | None = None  # of the other labelled nodes: made when they are first evaluated
+        # of the other labelled nodes: made when they are first evaluated, on shards while all rows are here
+        self.kernel = None if shard.alone else X[len(self.p) :] @ p.mT
         system = gram_matrix(p.mT)
         self.kappa = fixed_ridge(system, nodes, kappa_first)
         system.diagonal().add_(self.kappa)
@@ -168,7 +169,7 @@ class KernelFirst(FirstForm):
         if self.alpha is None:
             return torch.addmm(self.b, self.X, self.W.mT)
         if self.kernel is None:
-            self.kernel = self.X[len(self.p) :] @ self.shard.whole(self.p, "evaluation").mT
+            self.kernel = self.X[len(self.p) :] @ self.p.mT
         alpha = self.shard.whole(self.alpha, "evaluation")
         return torch.cat([self.a, torch.addmm(self.b, self.kernel, alpha)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pdadmm.augment.augmenter import Augmenter
-from pdadmm.augment.hop_factors import hop_factors
+from pdadmm.augment.factors import hop_factors
 from pdadmm.augment.hops import WEIGHTINGS, hop_weights, propagate
 from pdadmm.augment.operators import OPERATORS, Operator, propagation_matrix
 from pdadmm.augment.product import spmm

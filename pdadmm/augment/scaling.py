@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pdadmm.augment.hop_factors import MOST_NODES, hop_factors
+from pdadmm.augment.factors import MOST_NODES, hop_factors
 from pdadmm.errors import InputError
 
 __all__ = ["SCALINGS", "Scaler", "Scaling"]
@@ -95,7 +95,10 @@ class Scaler:
             raise InputError("fit_rows", "no rows", "at least one row", "give the training nodes")
         if n0 % self.blocks:
             raise InputError("X", f"{n0} columns", f"a multiple of {self.blocks} columns, one block per hop")
-        mean, scale = np.zeros(n0), np.ones(n0)
+        if family.labelled and (labels is None or len(labels) != count):
+            given = "not given" if labels is None else f"{len(labels)} labels"
+            raise InputError("labels", given, f"one for each fitting row, {count}, with scaling {self.scaling}")
+        mean, scale, varies = np.zeros(n0), np.ones(n0), True
         if family.centre:
             for _, block in self._normalised(X, rows):
                 mean += block.sum(axis=0)
@@ -103,8 +106,8 @@ class Scaler:
         if family.divide == "deviation":
             scale = self._inverse_deviation(X, rows, mean, count)
         elif family.divide == "shrunk":
-            scale = self._inverse_shrunk(X, rows, mean, count)
-        if family.labelled:
+            scale, varies = self._inverse_shrunk(X, rows, mean, count)
+        if family.labelled and varies:
             scale *= np.repeat(self._factors(X, rows, mean, scale, labels, count), n0 // self.blocks)
         self.shift, self.scale = mean.astype(X.dtype), scale.astype(X.dtype)
         return self
@@ -132,20 +135,16 @@ class Scaler:
                 _check_finite(X[part], part)
         return X
 
-    def _inverse_shrunk(self, X, rows, mean: np.ndarray, count: int) -> np.ndarray:
+    def _inverse_shrunk(self, X, rows, mean: np.ndarray, count: int) -> tuple[np.ndarray, bool]:
+        """Return the scale, and whether any column varies beyond rounding: else there is nothing to learn from."""
         variance, largest = self._moments(X, rows, mean, count)
         if np.sqrt(variance.sum()) <= 16 * np.finfo(X.dtype).eps * largest.max():
-            # no column varies beyond rounding: there is nothing to learn a scale from
-            return np.ones(len(mean))
+            return np.ones(len(mean)), False
         shrunk = variance + _SHRINKAGE * len(mean) / count * variance.mean()
-        return np.sqrt(variance.sum() / (variance / shrunk).sum() / shrunk)
+        return np.sqrt(variance.sum() / (variance / shrunk).sum() / shrunk), True
 
     def _factors(self, X, rows, mean: np.ndarray, scale: np.ndarray, labels, count: int) -> np.ndarray:
         """Return a factor for each hop block."""
-        if labels is None:
-            raise InputError("labels", "not given", f"given with scaling {self.scaling}, one for each fitting row")
-        if len(labels) != count:
-            raise InputError("labels", f"{len(labels)} labels", f"one for each fitting row, {count}")
         if not SCALINGS[self.scaling].learns_factors(self.blocks, count):
             return np.ones(self.blocks)
         p, labels = np.empty((count, len(mean))), np.asarray(labels)

@@ -50,9 +50,10 @@ class Shape:
 class Plan:
     """``width`` columns a slice, ``slices`` of them, the adjacency ``resident`` or streamed; all in bytes:
 
-        memory    16 V + 2 V w s + B_A or two blocks of it (+ V_keep w s for "ppr" and "heat") + 80 MiB
+        memory    16 V + 2 V w s + B_A or two blocks of it (+ V_keep w s for "ppr" and "heat") + 80 MiB, or
+                  16 V + 8 V_fit (2 H F + (H + 6) V_fit) + 80 MiB where "hop-loo" learns factors and that is more
         reads     V F s (twice where there are several slices) + B_A + [A streamed] S K 4 nnz
-                  + H V_keep F s + (passes of the scaling: 0, 1 or 2) H V_fit F s
+                  + H V_keep F s + (passes of the scaling: 0 to 3) H V_fit F s
         writes    V F s where there are several slices + 2 H V_keep F s + [fit rows apart] H V_fit F s
 
     Source: the design of this library's augmentation from disk (docs/big-graphs.md); B_A is the adjacency.

@@ -61,7 +61,7 @@ def operator_of(graph, architecture: str, dtype: str = "float32") -> sp.csr_arra
     """
     if architecture == "gcn":
         return propagation_matrix(graph, "sym", dtype)
-    M = sp.csr_array(graph.adjacency, dtype=np.float64)
+    M = sp.csr_array(graph.adjacency, dtype=np.float64, copy=True)
     sums = M.sum(axis=1)
     M.data /= np.repeat(np.where(sums > 0, sums, 1.0), np.diff(M.indptr))
     return M.astype(dtype)

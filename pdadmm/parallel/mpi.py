@@ -32,10 +32,12 @@ def _install_abort_hook(comm: Any) -> None:
         return
 
     def abort(kind, value, trace):
-        text = "".join(traceback.format_exception(kind, value, trace))
-        sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")
-        let_be_read()
-        comm.Abort(1)
+        try:
+            text = "".join(traceback.format_exception(kind, value, trace))
+            sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")
+            let_be_read()
+        finally:  # whatever stands in stderr's place: the other ranks wait
+            comm.Abort(1)
 
     abort.ends_mpi_job = True  # type: ignore[attr-defined]
     sys.excepthook = abort
@@ -46,8 +48,10 @@ def abort(status: int) -> None:
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
-        let_be_read()
-        MPI.COMM_WORLD.Abort(status)
+        try:
+            let_be_read()
+        finally:
+            MPI.COMM_WORLD.Abort(status)
 
 
 def let_be_read() -> None:
@@ -57,6 +61,8 @@ def let_be_read() -> None:
 
     for stream in (sys.stdout, sys.stderr):
         try:
+            if stream is None:
+                continue
             stream.flush()
             file = stream.fileno()
             if not stat.S_ISFIFO(os.fstat(file).st_mode):
@@ -66,7 +72,7 @@ def let_be_read() -> None:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.002)
-        except (OSError, ValueError):  # closed, or not a file: nobody to wait for
+        except (AttributeError, OSError, ValueError):  # closed, or not a file: nobody to wait for
             continue
 
 

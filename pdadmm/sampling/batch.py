@@ -92,6 +92,7 @@ def joined(targets: np.ndarray, columns: np.ndarray, place: np.ndarray) -> tuple
 
 
 def csr(data: np.ndarray, columns: np.ndarray, indptr: np.ndarray, width: int) -> sp.csr_array:
-    """Return the matrix of these arrays, (len(indptr) - 1, width), with narrow indices, which products read faster."""
-    parts = data, columns.astype(np.int32), indptr.astype(np.int32)
+    """Return the matrix of these arrays, (len(indptr) - 1, width); narrow indices, where they do, are read faster."""
+    index = np.int32 if len(data) <= np.iinfo(np.int32).max else np.int64
+    parts = data, columns.astype(index), indptr.astype(index)
     return sp.csr_array(parts, shape=(len(indptr) - 1, width))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdadmm import Augmenter, csbm, make_splits
 from pdadmm.augment import Scaler, hop_factors
-from pdadmm.augment.hop_factors import LeaveOneOut
+from pdadmm.augment.factors import LeaveOneOut
 from pdadmm.errors import InputError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -84,11 +84,11 @@ def test_the_hop_that_tells_classes_apart_has_the_largest_factor():
     assert factors[1] > 1.5 * max(factors[0], factors[2])
 
 
-@pytest.mark.parametrize("case", ["one class", "one hop", "many nodes", "zeros"])
+@pytest.mark.parametrize("case", ["one class", "one hop", "many nodes", "zeros", "squares are zeros"])
 def test_where_nothing_can_be_learned_factors_are_one(case):
     rng = np.random.default_rng(0)
     m = 513 if case == "many nodes" else 12
-    p = np.zeros((m, 4)) if case == "zeros" else rng.normal(size=(m, 4))
+    p = rng.normal(size=(m, 4)) * {"zeros": 0, "squares are zeros": 1e-200}.get(case, 1)
     labels = np.zeros(m, int) if case == "one class" else np.arange(m) % 2
     assert (hop_factors(p, labels, 1 if case == "one hop" else 2) == 1).all()
 
@@ -123,6 +123,13 @@ def test_the_augmenter_takes_the_labels_of_the_training_nodes_alone():
     wrong = dataclasses.replace(graph, labels=np.where(np.isin(np.arange(400), others), 0, graph.labels))
     assert Augmenter(hops=2, scaling="hop-loo").fit_transform(wrong, train, kept).tobytes() == p.tobytes()
     assert learned.transform(wrong, kept).tobytes() == p.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_errors_teach_no_factor(dtype):
+    X = np.full((20, 12), [0.37, 0.74, 1.11] * 4, dtype)
+    X += (np.random.default_rng(0).normal(size=X.shape) * np.finfo(dtype).eps).astype(dtype)
+    assert (Scaler("hop-loo", 4).fit(X, labels=np.arange(20) % 2).scale == 1).all()
 
 
 @pytest.mark.parametrize(("labels", "words"), [(None, "labels = not given"), ([0, 1], "labels = 2 labels")])

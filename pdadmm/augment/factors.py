@@ -30,16 +30,18 @@ def hop_factors(p: np.ndarray, labels: np.ndarray, blocks: int) -> np.ndarray:
     array([1.11, 0.27])
     """
     m, classes = len(p), np.unique(labels)
-    if blocks == 1 or len(classes) < 2 or m > MOST_NODES or not p.any():
+    if blocks == 1 or len(classes) < 2 or m > MOST_NODES:
+        return np.ones(blocks)
+    hops = p.reshape(m, blocks, -1)
+    kernels = np.stack([hops[:, k] @ hops[:, k].T for k in range(blocks)])
+    traces = kernels.trace(axis1=1, axis2=2)
+    if not traces.sum() > np.finfo(np.float64).tiny:  # zeros, or squares that are
         return np.ones(blocks)
     from scipy.optimize import minimize  # takes a while to import
 
-    hops = p.reshape(m, blocks, -1)
-    kernels = np.stack([hops[:, k] @ hops[:, k].T for k in range(blocks)])
     target = (labels[:, None] == classes).astype(np.float64)
     problem = LeaveOneOut(kernels, target - target.mean(axis=0))
     found = minimize(problem, np.zeros(blocks), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
-    traces = kernels.trace(axis1=1, axis2=2)
     logs = found.x - 0.5 * np.log((np.exp(2 * found.x) @ traces) / traces.sum())
     return np.exp2(np.round(logs / np.log(2) * _FINENESS) / _FINENESS)
 
