@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -304,9 +305,11 @@ class NodeClassifier:
         return float((self.predict(graph)[rows] == graph.labels[rows]).mean())
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the trained model with its augmentation to a safetensors file."""
+        """Write the trained model with its augmentation to a safetensors file; InputError where that cannot be."""
         if not hasattr(self, "model_"):
             raise self._not_fitted()
+        if not Path(path).name or Path(path).is_dir() or not Path(path).parent.is_dir():
+            raise InputError("path", str(path), "a file in a folder that exists")
         save_model(path, self.model_, self.augmenter_, self.classes_)
 
     def load(self, path: str | os.PathLike | None = None) -> Self:

@@ -134,7 +134,15 @@ class GraphClassifier(NodeClassifier):
             X = Centred(X, len(y), dtype)
         elif not bool(torch.isfinite(X).all()):
             raise InputError("X", "an array with NaN or infinity", "finite")
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        unknown = np.flatnonzero([name is None or name != name for name in y] if y.dtype == object else y != y)
+        if unknown.size:
+            value, remedy = f"{y[unknown[0]]} in row {unknown[0]}", "leave such rows out"
+            raise InputError("y", value, "a class for every row", remedy)
+        try:
+            self.classes_, labels = np.unique(y, return_inverse=True)
+        except TypeError:
+            allowed = "classes of one type, such as whole numbers or names"
+            raise InputError("y", "an array of several types", allowed) from None
         self.n_features_in_ = X.shape[1]
         return X, labels.astype(np.int64)
 
@@ -167,5 +175,7 @@ class GraphClassifier(NodeClassifier):
         X = torch.as_tensor(real_matrix(graph), dtype=dtype)
         if X.shape[1] != self.model_.widths[0]:
             raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
+        if not bool(torch.isfinite(X).all()):
+            raise InputError("X", "an array with NaN or infinity", "finite")
         with torch.no_grad():
             return self.model_(X)

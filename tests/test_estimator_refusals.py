@@ -153,3 +153,33 @@ def test_bad_graphs(graph, trained):
     with pytest.raises(InputError, match="X"):
         trained.predict(np.zeros(18))
     assert PDADMMG(**SMALL).fit(empty).summary_["test_accuracy"] is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "score"])
+def test_arrays_that_are_not_finite_are_not_judged(arrays, method, bad):
+    X, y = arrays
+    estimator = PDADMMG(layers=2, hidden=4, iterations=2).fit(X, y)
+    X = X.copy()
+    X[3, 0] = bad
+    with pytest.raises(InputError, match="X = an array with NaN or infinity: must be finite"):
+        getattr(estimator, method)(*((X, y) if method == "score" else (X,)))
+
+
+def test_every_row_has_a_class(arrays):
+    X, y = arrays
+    some, numbers = y.astype(object), np.unique(y, return_inverse=True)[1].astype(float)
+    for unknown, named in ((np.where(y == y[0], np.nan, numbers), "nan"), (np.where(y == y[0], None, some), "None")):
+        with pytest.raises(InputError, match=f"y = {named} in row 0: must be a class for every row"):
+            PDADMMG().fit(X, unknown)
+    some[0] = 7 if isinstance(some[0], str) else "a"
+    with pytest.raises(InputError, match="y = an array of several types"):
+        PDADMMG().fit(X, some)
+
+
+@pytest.mark.parametrize("path", [".", "nowhere/model.safetensors"])
+def test_a_model_is_saved_to_a_file_in_a_folder_that_exists(trained, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="must be a file in a folder that exists"):
+        trained.save(path)
+    assert not list(tmp_path.iterdir())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
 from pathlib import Path
 
 from pdadmm import console
 from pdadmm.augment import Augmenter
 from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags
-from pdadmm.data import load_with_split
+from pdadmm.data import DATASETS, load_with_split
 from pdadmm.disk.augment import ROWS, Request, augment_folder
 from pdadmm.disk.exchange import EXCHANGE_KINDS
 from pdadmm.disk.graph import HEADER, DiskGraph, write_graph
@@ -17,11 +19,11 @@ from pdadmm.disk.plan import Plan
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes, resident_bytes
 from pdadmm.parallel.launch import make_transport, together
-from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import memory_size, one_of, parameters, whole
 
 __all__ = ["run"]
 
+SOURCE = "source.json"  # of what a graph was written that had been no folder
 PARAMETERS = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
 
 
@@ -29,7 +31,13 @@ def run(arguments: list[str]) -> int:
     """Augment; collective over the ranks of mpirun."""
     given = _parser().parse_args(arguments)
     transport = make_transport()
-    graph, request = together(transport, lambda: _request(given, transport))
+    folder = Path(given.dataset)
+    own = not (folder / HEADER).is_file()  # no graph on disk yet: it is written to one inside the result's folder
+    if own:
+        folder = Path(given.out) / "graph"
+    request = together(transport, lambda: _request(given, None if own else given.split))
+    together(transport, lambda: _write(given, folder, request.split_seed) if own and transport.rank == 0 else None)
+    graph = together(transport, lambda: DiskGraph(folder))
     before, began = resident_bytes(), time.perf_counter()
     progress = console.StepProgress(transport.rank == 0 and not given.quiet)
     try:
@@ -82,21 +90,32 @@ def _fields() -> list:
     return [field for field in parameters(PDADMMG) if field.name in PARAMETERS]
 
 
-def _request(given: argparse.Namespace, transport: Transport) -> tuple[DiskGraph, Request]:
-    """Open the graph; one that is no folder yet is written to one inside the result's."""
+def _request(given: argparse.Namespace, split: str | None) -> Request:
+    """Return the checked flags."""
     memory = accepted("memory", given.memory, memory_size)
     checks = {field.name: field.metadata["check"] for field in _fields()}
     values = {name: accepted(name, getattr(given, name), check) for name, check in checks.items()}
     rows, seed = accepted("rows", given.rows, one_of(ROWS)), accepted("split_seed", given.split_seed, whole(0))
-    folder, split = Path(given.dataset), given.split
-    if not (folder / HEADER).is_file():
-        folder, split = Path(given.out) / "graph", None
-        if transport.rank == 0 and not (folder / HEADER).is_file():
-            graph = load_with_split(given.dataset, given.data_dir, given.split, seed)
-            _make(Path(given.out))
-            write_graph(graph, folder)
-        transport.barrier()
-    return DiskGraph(folder), Request(Augmenter(**values), rows, split, seed, memory)
+    return Request(Augmenter(**values), rows, split, seed, memory)
+
+
+def _write(given: argparse.Namespace, folder: Path, seed: int) -> None:
+    """Write the graph to ``folder``; one that is there already must have come of the same data set and split."""
+    named = given.dataset in DATASETS or not os.path.exists(given.dataset)
+    dataset = given.dataset if named else os.path.abspath(given.dataset)
+    asked = {"dataset": dataset, "split": given.split, "split_seed": seed}
+    if (folder / HEADER).is_file():
+        told = folder / SOURCE
+        before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else asked
+        for name, value in asked.items():
+            if before.get(name) != value:
+                allowed = "left out" if before.get(name) is None else before[name]
+                raise InputError(name, value, f"{allowed}, as {given.out} was begun", "name another folder")
+        return
+    graph = load_with_split(given.dataset, given.data_dir, given.split, seed)
+    _make(Path(given.out))
+    write_graph(graph, folder)
+    (folder / SOURCE).write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
 
 def _make(folder: Path) -> None:

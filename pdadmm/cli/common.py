@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,20 @@ def accepted(name: str, value: Any, check: Check) -> Any:
         raise InputError(name, value, check.allowed) from None
 
 
-def check_writable(given: argparse.Namespace, *names: str) -> None:
-    """Raise InputError where a file that a flag names cannot be written, before the work that fills it."""
+def check_writable(given: argparse.Namespace, *names: str, inputs: Sequence[str] = ()) -> None:
+    """Raise InputError where a file that a flag names cannot be written, before the work that fills it.
+
+    A file may not be named twice, nor be one that a flag of ``inputs`` names.
+    """
+    named = [(name, getattr(given, name, None)) for name in inputs]
+    taken = {Path(path).resolve(): name for name, path in named if path and Path(path).is_file()}
     for name in names:
         if not getattr(given, name):
             continue
-        path = Path(getattr(given, name)).absolute()
+        path = Path(getattr(given, name)).resolve()
+        if path in taken:
+            raise InputError(name, getattr(given, name), f"another file than that of {taken[path]}")
+        taken[path] = name
         if not path.parent.is_dir():
             raise InputError(name, getattr(given, name), "in a folder that exists", "make the folder first")
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):

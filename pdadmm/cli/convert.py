@@ -11,6 +11,7 @@ from pdadmm.disk.blocks import Traffic
 from pdadmm.disk.convert import Sources, convert_graph
 from pdadmm.disk.graph import DiskGraph
 from pdadmm.errors import InputError
+from pdadmm.parallel.launch import launched_rank
 from pdadmm.parameters import memory_size, one_of, whole
 
 __all__ = ["run"]
@@ -19,8 +20,10 @@ RAW_TYPES = ("float32", "float16", "float64")
 
 
 def run(arguments: list[str]) -> int:
-    """Convert, check the result and say what it is."""
+    """Convert, check the result and say what it is; on rank 0 alone."""
     given = _parser().parse_args(arguments)
+    if launched_rank() > 0:
+        return 0
     if given.raw_features is None and given.raw_type is not None:
         raise InputError("raw_type", given.raw_type, "used with --raw-features")
     raw = None

@@ -6,11 +6,19 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from typing import Any
 
 from pdadmm.errors import InputError
 
 __all__ = ["Parser"]
+
+
+class WholeNames(argparse.HelpFormatter):
+    """Help whose lines do not end within a name such as hop-std."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +28,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, solver: str | None = None, **kwargs) -> None:
+        kwargs.setdefault("formatter_class", WholeNames)
         super().__init__(allow_abbrev=False, **kwargs)
         self.solver = solver
 

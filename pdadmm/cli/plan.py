@@ -107,6 +107,8 @@ def _values(given: argparse.Namespace) -> dict[str, Any]:
         values[name] = default if text is None else accepted(name, text, check)
         if flag in SIMULATED and text is not None and not (given.simulate or given.figures):
             raise InputError(name, text, "used with --simulate or --figures")
+    if given.no_overlap and not (given.simulate or given.figures):
+        raise InputError("no_overlap", "given", "used with --simulate or --figures")
     values["train_nodes"] = values["train_nodes"] or values["nodes"]
     values["labelled_nodes"] = values["labelled_nodes"] or values["train_nodes"]
     for small, large in (("train_nodes", "nodes"), ("train_nodes", "labelled_nodes"), ("labelled_nodes", "nodes")):
@@ -134,6 +136,8 @@ def _plan(values: dict[str, Any], machine: Any, given: argparse.Namespace) -> No
         from pdadmm.planner.choose import simulated
 
         grids = [one.grid for one in (best, *found) if one is not None and one.grid is not None]
+        if not grids:
+            raise InputError("ranks", values["ranks"], "a number that some grid fits, to be simulated", "take fewer")
         print(simulated(job, grids[0], setting, values["iterations"]))
     if given.figures:
         from pdadmm.planner.figures import plot_speedup

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     start_logging(given)
     if launched_rank() > 0:
         return 0
-    check_writable(given, "out")
+    check_writable(given, "out", inputs=("model", "dataset"))
     if (Path(given.dataset) / AUGMENTED_HEADER).is_file():
         remedy = "the model augments it by itself, as in training"
         raise InputError("dataset", given.dataset, "the graph, not its augmented features", remedy)

@@ -15,7 +15,7 @@ from pdadmm.parameters import whole
 from pdadmm.toml import to_toml
 from pdadmm.versions import versions
 
-__all__ = ["CONFIG", "FILES", "begin", "place"]
+__all__ = ["CONFIG", "FILES", "Record", "begin", "place"]
 
 CONFIG = "config.toml"
 # Flag -> its place in the folder.
@@ -36,9 +36,11 @@ HEAD = """\
 def place(given: argparse.Namespace) -> None:
     """Put the results of a run with --run into its folder; ``given.copies``: flag -> where else one is wanted.
 
+    ``given.record`` is a Record of nothing yet.
+
     InputError for a place that is named twice or not at all.
     """
-    given.copies = {}
+    given.copies, given.record = {}, Record()
     if given.run is None:
         if given.trace == "":
             raise InputError("trace", "without a FILE", "given a FILE", "or name a run folder with --run DIR")
@@ -51,12 +53,13 @@ def place(given: argparse.Namespace) -> None:
         sliced = flag == "save" and str(getattr(given, "ultra_wide", False)).lower() in ("true", "yes")
         elsewhere = flag == "checkpoint" and getattr(given, "memory", None) is not None
         if (flag != "trace" or asked == "") and not (sliced or elsewhere):
-            given.copies |= {flag: asked} if asked else {}
-            setattr(given, flag, os.path.join(given.run, name))
+            path = os.path.join(given.run, name)
+            given.copies |= {flag: asked} if asked and os.path.realpath(asked) != os.path.realpath(path) else {}
+            setattr(given, flag, path)
 
 
 def begin(given: argparse.Namespace, fields: list[dataclasses.Field]) -> None:
-    """Make the folder and write its configuration: every flag that decides the result, given or by default.
+    """Make the folder, and let ``given.record()`` write its configuration once the run begins.
 
     InputError for a folder that holds a run already, unless --resume goes on with it, or that cannot be written.
     """
@@ -67,14 +70,36 @@ def begin(given: argparse.Namespace, fields: list[dataclasses.Field]) -> None:
         remedy = "--resume goes on with that run; another folder starts a new one"
         raise InputError("run", given.run, "a folder without a run", remedy)
     try:
-        text = configuration(given, fields)
+        given.record = Record(folder / CONFIG, configuration(given, fields))
     except UnicodeError as error:
         raise InputError("dataset, data_dir", "a path", "text that UTF-8 can hold, with --run", str(error)) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError("run", given.run, "a folder that can be written", error.strerror or "") from None
+    file = given.record.path
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise InputError("run", given.run, "a folder that can be written")
+
+
+class Record:
+    """Writes ``text``, every flag that decides a run's result, given or by default, when it is first called.
+
+    That is at the first iteration: a run that is refused leaves its folder as it was.
+    """
+
+    def __init__(self, path: Path = Path(), text: str = "") -> None:
+        text.encode()  # a path may hold what UTF-8 cannot
+        self.path, self.text = path, text
+
+    def __call__(self) -> None:
+        """Write it, once; InputError where that cannot be."""
+        if self.text:
+            try:
+                self.path.write_text(self.text, encoding="utf-8")
+            except OSError as error:
+                raise InputError("run", str(self.path), "a file that can be written", error.strerror or "") from None
+            self.text = ""
 
 
 def configuration(given: argparse.Namespace, fields: list[dataclasses.Field]) -> str:

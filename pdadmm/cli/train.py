@@ -61,6 +61,11 @@ def run(arguments: list[str]) -> int:
     graph = together(transport, lambda: _graph(given, transport, estimator))
     tell_graph(graph)
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
+
+    def watch(row: dict[str, Any]) -> None:
+        given.record()
+        progress(row)
+
     trace = Trace() if given.trace else None
     warm(estimator.checked())
     base = resident_bytes()
@@ -69,7 +74,7 @@ def run(arguments: list[str]) -> int:
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
         if solver.streams:
             checkpoints |= {"memory": given.memory, "scratch": given.scratch}
-        estimator.fit(graph, watch=progress, trace=trace, **checkpoints)
+        estimator.fit(graph, watch=watch, trace=trace, **checkpoints)
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
@@ -136,9 +141,10 @@ def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> G
     graph = read_graph(given, on_disk)
     estimator.checked()  # before the folder of a run is made
     if transport.rank == 0:
-        check_writable(argparse.Namespace(**given.copies), *given.copies)
+        inputs = {"dataset": given.dataset, "config": given.config}
+        check_writable(argparse.Namespace(**given.copies, **inputs), *given.copies, inputs=tuple(inputs))
         run_folder.begin(given, flags(type(estimator)))
-        check_writable(given, "summary", "history", "save", "trace")
+        check_writable(given, "summary", "history", "save", "trace", inputs=tuple(inputs))
     return graph
 
 

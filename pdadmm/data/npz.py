@@ -252,7 +252,7 @@ def npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], b
         warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote; they are fine
         shape, fortran_order, dtype = readers[version](stream)
     if dtype.kind not in "biuf":
-        raise ValueError(f"holds {dtype}, not plain numbers")
+        raise ValueError(f"holds {dtype}, not plain numbers; numpy.unique(.., return_inverse=True) numbers names")
     if any(not isinstance(length, int) or length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
     if math.prod(shape) * dtype.itemsize != size - stream.tell():

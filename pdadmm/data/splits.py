@@ -89,6 +89,9 @@ def _random_splits(graph: Graph, spec: str, per_class: int, seed: int) -> dict[s
 def _fraction_splits(graph: Graph, spec: str, parts: list[Fraction], seed: int) -> dict[str, np.ndarray]:
     if sum(parts) > 1:
         raise InputError("split", spec, "fraction:TRAIN/VAL/TEST with percentages that sum to at most 100")
+    if sum(parts) == Fraction(1, 100):
+        meant = "/".join(f"{10000 * float(part):g}" for part in parts)
+        raise InputError("split", spec, "fraction:TRAIN/VAL/TEST in percent, not shares of 1", f"fraction:{meant}")
     order = _shuffled_labelled(graph, seed, "split fraction")
     sizes = [floor(order.size * part + Fraction(1, 2)) for part in parts]  # the nearest node, halves up
     if sizes[0] == 0:

@@ -61,8 +61,10 @@ def launch_line(values: Mapping[str, Any], best: Forecast) -> str:
     return " ".join([f"Launch: mpirun -n {values['ranks']} python -m pdadmm train", *flags, f"--grid {best.grid}"])
 
 
-def _size(nbytes: int) -> str:
+def _size(nbytes: int | None) -> str:
     """Return a memory limit as ``pdadmm train`` takes it."""
+    if nbytes is None:
+        return "SIZE"
     units = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, ""))
     return next(f"{nbytes // unit}{name}" for unit, name in units if nbytes % unit == 0)
 
