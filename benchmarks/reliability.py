@@ -58,7 +58,9 @@ def gnn_settings(name: str, draw: random.Random) -> dict:
     own = {
         "gcn": {"halo": draw.choice(["exact", "pipelined", "sampled", "quantized", "mix"])},
         "mixgcn": {"chunks": draw.choice([1, 2])},
-        "sage": {"sampler": draw.choice(["neighbour", "cluster", "walk"]), "batch_size": draw.choice([None, 7])},
+        "sage": draw.choice([{"sampler": "cluster"}, *(
+            {"sampler": sampler, "batch_size": size} for sampler in ("neighbour", "walk") for size in (None, 7)
+        )]),
         "gist": {"parts": draw.choice([2, 3]), "local_steps": draw.choice([1, 3, 5])},
     }
     return common | own[name]

@@ -42,8 +42,8 @@ class GraphClassifier(NodeClassifier):
     weighting: str = param(
         "powers", one_of(tuple(WEIGHTINGS)), "all powers side by side, or their weighted sum"
     )
-    alpha: float = param(0.1, fraction, "teleport probability of the weighting ppr")
-    heat_time: float = param(5.0, non_negative, "time t of the weighting heat")
+    alpha: float = param(0.1, fraction, "teleport probability of the weighting ppr", {"weighting": ("ppr",)})
+    heat_time: float = param(5.0, non_negative, "time t of the weighting heat", {"weighting": ("heat",)})
     scaling: str = param("hop-std", one_of(tuple(SCALINGS)), "scaling of the augmented features")
     prior: str | Sequence[float] = param(
         "val", class_shares, "class shares of the nodes to classify: those of the validation nodes, or one number each"

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pdadmm.errors import InputError
@@ -27,6 +27,7 @@ __all__ = [
     "param",
     "parameters",
     "positive",
+    "refuse_idle",
     "stage_list",
     "validate",
     "whole",
@@ -168,9 +169,12 @@ def instance_of(kind: type) -> Check:
     return Check(accept, f"a {kind.__name__}", flag=False)
 
 
-def param(default: Any, check: Check, help: str) -> Any:
-    """Declare a hyper-parameter: its default, what it may be, and one line of help."""
-    return dataclasses.field(default=default, metadata={"check": check, "help": help})
+def param(default: Any, check: Check, help: str, where: Mapping[str, Sequence[Any]] | None = None) -> Any:
+    """Declare a hyper-parameter: its default, what it may be, and one line of help.
+
+    ``where``: the other hyper-parameter's values with which it plays a part; with others it must keep its default.
+    """
+    return dataclasses.field(default=default, metadata={"check": check, "help": help, "where": where or {}})
 
 
 def parameters(cls: type) -> list[dataclasses.Field]:
@@ -179,8 +183,11 @@ def parameters(cls: type) -> list[dataclasses.Field]:
 
 
 def validate(holder: Any) -> dict[str, Any]:
-    """Return every hyper-parameter of ``holder`` converted to its type; InputError names the first bad one."""
-    values = {}
+    """Return every hyper-parameter of ``holder`` converted to its type; InputError names the first bad one.
+
+    One that plays no part beside the others, and is not its default, is refused as well.
+    """
+    values: dict[str, Any] = {}
     for field in parameters(type(holder)):
         value = getattr(holder, field.name)
         check = field.metadata["check"]
@@ -190,4 +197,14 @@ def validate(holder: Any) -> dict[str, Any]:
             values[field.name] = check.accept(value)
         except (ValueError, TypeError, KeyError, OverflowError):
             raise InputError(field.name, value, check.allowed) from None
+    refuse_idle(parameters(type(holder)), values)
     return values
+
+
+def refuse_idle(fields: Sequence[dataclasses.Field], values: Mapping[str, Any]) -> None:
+    """Raise InputError for a value that is not the default and plays no part beside the others."""
+    for field in fields:
+        for other, served in field.metadata["where"].items():
+            if values[other] not in served and values[field.name] != field.default:
+                remedy = f"it plays a part with {other} {' or '.join(map(str, served))}"
+                raise InputError(field.name, values[field.name], f"left out with {other} {values[other]}", remedy)

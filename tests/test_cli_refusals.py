@@ -116,6 +116,27 @@ def test_bad_values_of_every_flag(refused, solver):
                 assert err.startswith(f"pdadmm: {field.name} = {value}")
 
 
+def test_flags_that_would_play_no_part(refused, tmp_path):
+    seed = ["split_seed = 3: must be left out with a split that is not drawn", "random:N"]
+    refused(*TINY, "--split-seed", "3", words=seed)
+    refused("tune", "--dataset", "digits", "--split", "file", "--split-seed", "3", words=seed)
+    refused(*TINY, "--every", "3", words=["every = 3: must be left out without --checkpoint"])
+    refused(*TINY, "--resume", words=["resume = True: must be used with --checkpoint"])
+    refused(*TINY, "--memory", "1GiB", words=["memory, scratch = 1GiB, None: must be given both"])
+    refused(*TINY, "--scratch", "s", words=["memory, scratch = None, s: must be given both"])
+    alpha = ["alpha = 0.3: must be left out with weighting powers; it plays a part with weighting ppr"]
+    refused(*TINY, "--alpha", "0.3", words=alpha)
+    augment = ["augment", "--dataset", "digits", "--memory", "1GiB", "--out", tmp_path / "out"]
+    refused(*augment, "--alpha", "0.3", words=alpha)
+    compare = ["compare", "--dataset", "digits", "--summary", tmp_path / "s.json"]
+    refused(*compare, "--alpha", "0.3", words=alpha)
+    clusters = ["clusters = 3: must be left out with sampler walk; it plays a part with sampler cluster"]
+    sampled = ["train", "--dataset", "digits", "--solver", "sage"]
+    refused(*sampled, "--sampler", "walk", "--clusters", "3", words=clusters)
+    share = ["boundary_share = 0.5: must be left out with halo exact", "halo sampled"]
+    refused("train", "--dataset", "digits", "--solver", "gcn", "--boundary-share", "0.5", words=share)
+
+
 def test_negative_values_in_their_own_word(refused):
     refused(*TINY, "--nu", "-1", words=["nu = -1"])
     refused(*TINY, "--seed", "-1", words=["seed = -1"])

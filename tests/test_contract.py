@@ -252,6 +252,32 @@ def test_bad_parameters_are_named(graph, name):
 # Readers
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_what_plays_no_part_is_refused(name):
+    solver = solver_class(name)
+    fields = {field.name: field for field in parameters(solver)}
+    for field in fields.values():
+        for other, served in field.metadata["where"].items():
+            choices, check = fields[other].metadata["check"].choices, field.metadata["check"]
+            assert set(served) < set(choices)
+            value = next(one for one in (0.25, (3, 3), 3, 2) if _accepts(check, one))
+            for choice in choices:
+                estimator = solver(**{other: choice, field.name: value, "layers": 2})
+                if choice in served:
+                    estimator.checked()
+                else:
+                    solver(**{other: choice}).checked()  # a default is never refused
+                    with pytest.raises(InputError, match=f"{field.name} = .*{other} {choice}; .* {served[0]}"):
+                        estimator.checked()
+
+
+def _accepts(check, value):
+    try:
+        return check.accept(value) is not None
+    except (ValueError, TypeError):
+        return False
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_every_reader_gives_back_the_graph_that_was_written(form):
     """Adjacency, weights, features, labels and splits, whatever the format; of READERS' rows none is left out."""

@@ -190,8 +190,11 @@ def test_a_small_buffer_learns(tmp_path):
 @pytest.mark.parametrize(
     ("more", "limits", "words"),
     [
-        ({"sampler": "walk"}, {"memory": MEMORY}, "sampler = walk: must be neighbour with memory"),
-        ({"sampler": "cluster"}, {"memory": MEMORY}, "sampler = cluster: must be neighbour with memory"),
+        ({"sampler": "walk", "fanouts": None}, {"memory": MEMORY}, "sampler = walk: must be neighbour with memory"),
+        (
+            {"sampler": "cluster", "fanouts": None, "batch_size": None}, {"memory": MEMORY},
+            "sampler = cluster: must be neighbour with memory",
+        ),
         ({"buffer_share": 0.5}, None, "buffer_share = 0.5: must be left out without memory"),
         (BUFFER | {"buffer_share": 0.001}, {"memory": MEMORY}, r"buffer_share = 0.001: must be enough for two parti"),
         (BUFFER, {"memory": "40MiB"}, r"memory = 40MiB: .*; give at least (\d+)MiB"),

@@ -79,10 +79,14 @@ def test_bytes_of_backpropagation_are_the_ledgers(solver, layers, hidden, ranks,
 )  # fmt: skip
 def test_bytes_of_samples_are_the_ledgers(sampler, architecture, layers, hidden, ranks, batch, batches, clusters):
     graph = graph_of("csbm")
+    own = {
+        "neighbour": {"batch_size": batch},
+        "cluster": {"batches": batches, "clusters": clusters, "clusters_per_batch": 2},
+        "walk": {"batches": batches, "batch_size": batch},
+    }[sampler]
     estimator = pdadmm.SampledGNN(
-        sampler=sampler, architecture=architecture, layers=layers, hidden=hidden, iterations=2, batch_size=batch,
-        batches=batches, clusters=clusters, clusters_per_batch=2,
-    )  # fmt: skip
+        sampler=sampler, architecture=architecture, layers=layers, hidden=hidden, iterations=2, **own
+    )
     checked, history, summary = trained(estimator, graph, ranks)
     assert steps_of(history) == {sampled_run(checked, graph, summary, None).sent}
 

@@ -85,10 +85,14 @@ class GCN(FullGraph):
 
     halo: str = param("exact", one_of(HALOS), "what a rank knows of its nodes' neighbours on other ranks")
     partition: str = param("auto", one_of(("auto", *PARTITIONS)), "how nodes are cut into parts, one a rank")
-    gamma: float = param(0.0, below_one, "smoothing of a pipelined halo: weight of what was known before")
-    boundary_share: float = param(0.1, closed_fraction, "share of each boundary that a sampled halo reads")
-    bits: int = param(8, whole_of(BITS), "bits of each number of a quantized halo")
-    chunks: int = param(1, whole(1), "chunks of rows of a mixed layer's pipeline")
+    gamma: float = param(
+        0.0, below_one, "smoothing of a pipelined halo: weight of what was known before", {"halo": ("pipelined",)}
+    )
+    boundary_share: float = param(
+        0.1, closed_fraction, "share of each boundary that a sampled halo reads", {"halo": ("sampled",)}
+    )
+    bits: int = param(8, whole_of(BITS), "bits of each number of a quantized halo", {"halo": ("quantized",)})
+    chunks: int = param(1, whole(1), "chunks of rows of a mixed layer's pipeline", {"halo": ("mix", "auto")})
 
     @property
     def bound_to_ranks(self) -> bool:

@@ -19,7 +19,7 @@ from pdadmm.disk.plan import Plan
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes, resident_bytes
 from pdadmm.parallel.launch import make_transport, together
-from pdadmm.parameters import memory_size, one_of, parameters, whole
+from pdadmm.parameters import memory_size, one_of, parameters, refuse_idle, whole
 
 __all__ = ["run"]
 
@@ -93,8 +93,9 @@ def _fields() -> list:
 def _request(given: argparse.Namespace, split: str | None) -> Request:
     """Return the checked flags."""
     memory = accepted("memory", given.memory, memory_size)
-    checks = {field.name: field.metadata["check"] for field in _fields()}
-    values = {name: accepted(name, getattr(given, name), check) for name, check in checks.items()}
+    fields = _fields()
+    values = {one.name: accepted(one.name, getattr(given, one.name), one.metadata["check"]) for one in fields}
+    refuse_idle(fields, values)
     rows, seed = accepted("rows", given.rows, one_of(ROWS)), accepted("split_seed", given.split_seed, whole(0))
     return Request(Augmenter(**values), rows, split, seed, memory)
 

@@ -40,6 +40,8 @@ __all__ = [
     "tell_graph",
 ]
 
+DRAWN = ("random:", "fraction:")  # splits that have a seed
+
 log = logging.getLogger("pdadmm")
 
 
@@ -177,14 +179,17 @@ def read_graph(given: argparse.Namespace, from_disk: bool = False) -> Graph | Au
 
     ``from_disk``: a graph on the disk is opened, and not read.
     """
+    if not given.split_seed.isascii() or not given.split_seed.isdigit():
+        raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
+    if int(given.split_seed) and not (given.split or "").startswith(DRAWN):
+        remedy = "splits random:N and fraction:A/B/C are drawn"
+        raise InputError("split_seed", given.split_seed, "left out with a split that is not drawn", remedy)
     if (Path(given.dataset) / AUGMENTED_HEADER).is_file():
         folder = AugmentedFolder(given.dataset)
         if given.split not in (None, "file") or folder.splits is None:
             remedy = "give --split to pdadmm augment: the scaling is learned from the training nodes"
             raise InputError("split", given.split, "the one that the folder was augmented with", remedy)
         return folder
-    if not given.split_seed.isascii() or not given.split_seed.isdigit():
-        raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
     if from_disk and (Path(given.dataset) / HEADER).is_file():
         return GraphFolder(given.dataset, given.split, int(given.split_seed))
     return load_with_split(given.dataset, given.data_dir, given.split, int(given.split_seed))

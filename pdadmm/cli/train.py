@@ -31,6 +31,7 @@ from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.errors import InputError
+from pdadmm.estimator import CHECKPOINT_EVERY
 from pdadmm.files import resident_bytes
 from pdadmm.history import History, bytes_of_iteration
 from pdadmm.parallel.launch import make_transport, together
@@ -41,6 +42,8 @@ from pdadmm.solvers import solver_class
 from pdadmm.trace import Trace
 
 __all__ = ["run"]
+
+EVERY = str(CHECKPOINT_EVERY)
 
 
 def run(arguments: list[str]) -> int:
@@ -53,6 +56,7 @@ def run(arguments: list[str]) -> int:
     parser = _parser(solver, name, preset)
     given = parser.parse_args(config.words(parser))
     run_folder.place(given)
+    _check_checkpoints(given, config)
     start_logging(given)
     checks = {field.name: field.metadata["check"] for field in flags(solver)}
     estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
@@ -127,10 +131,25 @@ def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argp
         help="write every rank's timeline here (JSON, Chrome's trace format); with --run give no FILE",
     )  # fmt: skip
     out.add_argument("--checkpoint", metavar="DIR", help="write checkpoints into this folder")
-    out.add_argument("--every", default="10", metavar="N", help="iterations between checkpoints (default: 10)")
+    out.add_argument("--every", default=EVERY, metavar="N", help=f"iterations between checkpoints (default: {EVERY})")
     out.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add_log_flags(out)
     return parser
+
+
+def _check_checkpoints(given: argparse.Namespace, config: Config) -> None:
+    """Raise InputError for flags of checkpoints and of training from disk that lack the one they go with.
+
+    A configuration has ``every`` whether or not the run that wrote it had checkpoints.
+    """
+    memory, scratch = getattr(given, "memory", None), getattr(given, "scratch", None)
+    if (memory is None) != (scratch is None):
+        raise InputError("memory, scratch", f"{memory}, {scratch}", "given both, or neither")
+    if given.resume and not given.checkpoint and scratch is None:
+        raise InputError("resume", True, "used with --checkpoint", "name the folder of the checkpoints")
+    if given.every != EVERY and not given.checkpoint and "every" not in config.values:
+        remedy = "it is the number of iterations from one checkpoint to the next"
+        raise InputError("every", given.every, "left out without --checkpoint", remedy)
 
 
 def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph | AugmentedFolder | GraphFolder:

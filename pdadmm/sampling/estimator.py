@@ -84,15 +84,19 @@ class SampledGNN(BatchClassifier):
     architecture: str = param("sage", one_of(tuple(ARCHITECTURES)), "kind of layer")
     sampler: str = param("neighbour", one_of(SAMPLERS), "what a batch is")
     fanouts: Sequence[int] | None = param(
-        None, optional(fanout_list), "neighbour: neighbours drawn for a node in layers 1 to L (default: 10 in each)"
-    )
+        None, optional(fanout_list), "neighbour: neighbours drawn for a node in layers 1 to L (default: 10 in each)",
+        {"sampler": ("neighbour",)},
+    )  # fmt: skip
     batch_size: int | None = param(
-        None, optional(whole(1)), "training nodes of a step, or roots of a walk's batch (default: all of them)"
+        None, optional(whole(1)), "training nodes of a step, or roots of a walk's batch (default: all of them)",
+        {"sampler": ("neighbour", "walk")},
+    )  # fmt: skip
+    clusters: int = param(20, whole(1), "cluster: parts that the graph is cut into", {"sampler": ("cluster",)})
+    clusters_per_batch: int = param(5, whole(1), "cluster: parts joined in a batch", {"sampler": ("cluster",)})
+    walk_length: int = param(4, whole(1), "walk: steps of a random walk", {"sampler": ("walk",)})
+    batches: int = param(
+        1, whole(1), "cluster and walk: batches of a step, dealt over the ranks", {"sampler": ("cluster", "walk")}
     )
-    clusters: int = param(20, whole(1), "cluster: parts that the graph is cut into")
-    clusters_per_batch: int = param(5, whole(1), "cluster: parts joined in a batch")
-    walk_length: int = param(4, whole(1), "walk: steps of a random walk")
-    batches: int = param(1, whole(1), "cluster and walk: batches of a step, dealt over the ranks")
     buffer_share: float | None = param(
         None, optional(fraction), "with memory: most of the features and edges to hold at a time (default: what fits)"
     )
@@ -105,6 +109,8 @@ class SampledGNN(BatchClassifier):
 
     def checked(self) -> Self:
         settings = super().checked()
+        if settings.sampler != "neighbour":
+            return settings
         if settings.fanouts is None:
             settings.fanouts = (FANOUT,) * settings.layers
         if len(settings.fanouts) != settings.layers:
