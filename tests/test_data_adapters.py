@@ -56,6 +56,9 @@ def test_from_pyg_in_other_forms():
     graph = Graph.from_edges([[0, 1], [1, 2]], np.eye(3), [0, -1, 1])
     plain = SimpleNamespace(edge_index=[[0, 1], [1, 2]], x=np.eye(3), y=np.array([[0.0], [np.nan], [1.0]]))
     assert from_pyg(plain).fingerprint() == graph.fingerprint()
+    assert from_pyg(SimpleNamespace(edge_index=plain.edge_index, x=plain.x)).labels.tolist() == [-1, -1, -1]
+    with pytest.raises(InputError, match="features"):
+        from_pyg(SimpleNamespace(edge_index=plain.edge_index, x=1.0))
     trained = as_data(graph, x=torch.eye(3, requires_grad=True))
     assert from_pyg(trained).fingerprint() == graph.fingerprint()
     assert from_pyg(plain, undirected=False).num_edges == 2
@@ -65,7 +68,6 @@ def test_from_pyg_in_other_forms():
 BAD_DATA = {
     "no x": ({"x": None}, r"data\.x = None: must be set"),
     "no edges": ({"edge_index": None}, r"data\.edge_index = None: must be set; leave out .*ToSparseTensor"),
-    "no y": ({"y": None}, r"data\.y"),
     "labels": ({"y": torch.zeros(3, 4)}, r"data\.y = an array of shape \(3, 4\).*choose one column"),
     "fraction": ({"y": torch.tensor([0.5, 1, 2])}, r"data\.y = 0.5"),
     "one mask": ({"train_mask": torch.ones(3, dtype=torch.bool)}, r"data\.val_mask = None: must be set"),
@@ -147,6 +149,7 @@ BAD_GRAPHS = {
     "fraction": (changed(1, y=0.5), "node attribute 'y' = 0.5"),
     "split": (changed(1, split="dev"), "node attribute 'split' = 'dev': must be one of train, val, test"),
     "no train": (changed(1, split="val"), "no nodes"),
+    "no graph": ([1, 2], "graph = list: must be a networkx graph; Graph.from_edges takes pairs"),
 }
 
 

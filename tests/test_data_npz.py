@@ -73,6 +73,15 @@ def test_dense_features_and_no_splits(tmp_path):
     assert graph.own_split == ""
 
 
+def test_without_labels_no_class_is_known(tmp_path):
+    bare = {key: value for key, value in OWN.items() if key != "y" and not key.endswith("_idx")}
+    graph = read_npz(written(tmp_path, bare))
+    assert graph.labels.tolist() == [-1, -1, -1]
+    assert graph.num_classes == 0
+    with pytest.raises(InputError, match="unlabelled"):  # a split is of labelled nodes
+        read_npz(written(tmp_path, {key: value for key, value in OWN.items() if key != "y"}))
+
+
 def test_shchur_layout(tmp_path):
     graph = read_npz(written(tmp_path, SHCHUR))
     assert graph.adjacency.toarray().tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -85,7 +94,6 @@ def test_shchur_layout(tmp_path):
 
 
 BAD_PARTS = {
-    "no y": ({"y": None}, "without the key y"),
     "no features": ({"x_data": None}, "without the key x_data"),
     "one split": ({"val_idx": None}, "without the key val_idx"),
     "no edges": ({"edge_index": None}, "with the keys"),

@@ -232,7 +232,7 @@ def test_npz_under_other_names_refuses(tmp_path):
     good = dict(np.load(tmp_path / "g.npz"))
     for changes, words in (
         ({"val_mask": None}, "without the key val_mask"), ({"y": np.zeros((4, 3))}, "choose one column"),
-        ({"test_mask": np.ones((4, 5), bool)}, "keep one column of each mask"), ({"y": None}, "without the key y"),
+        ({"test_mask": np.ones((4, 5), bool)}, "keep one column of each mask"),
         ({"test_mask": np.array([0, 0, 0, 2])}, "4 truth values"), ({"x": None}, "without the key x_shape"),
     ):  # fmt: skip
         parts = {key: value for key, value in (good | changes).items() if value is not None}

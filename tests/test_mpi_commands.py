@@ -40,6 +40,7 @@ def launched(tmp_path_factory) -> Path:
         "good": [*train, "--summary", str(folder / "good.json"), "--save", str(folder / "good.safetensors")],
         "grid": [*train, "--grid", "2x2"],
         "shards": [*train[:3], "--layers", "1", "--iterations", "2", "--summary", str(folder / "shards.json")],
+        "datasets": ["datasets"],
         "dataset": ["train", "--dataset", "koala"],
         "missing": ["train", "--dataset", str(folder / "missing.npz")],
         "nan": ["train", "--dataset", str(folder / "nan.npz"), "--split", "random:5", "--layers", "4"],
@@ -102,6 +103,13 @@ def test_more_ranks_than_layers_share_nodes(commands):
     assert [rank["shards"]["status"] for rank in told] == [0, 0], told[0]["shards"]["err"]
     summary = json.loads((folder / "shards.json").read_text())
     assert (summary["layers"], summary["ranks"], summary["grid"]) == (1, 2, "1x2")
+
+
+def test_a_list_is_printed_once(commands):
+    _, told = commands
+    assert [rank["datasets"]["status"] for rank in told] == [0, 0]
+    assert "pubmed" in told[0]["datasets"]["out"]
+    assert told[1]["datasets"]["out"] == ""
 
 
 @pytest.mark.parametrize(

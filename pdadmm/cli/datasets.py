@@ -12,6 +12,7 @@ from pdadmm.data import DATASETS, READERS, Dataset
 from pdadmm.data.cache import cache_folder
 from pdadmm.data.download import LARGEST_READ, download_dataset
 from pdadmm.errors import InputError
+from pdadmm.parallel.launch import launched_rank
 
 __all__ = ["run"]
 
@@ -25,6 +26,8 @@ def run(arguments: list[str]) -> int:
         raise InputError("about", given.about, "left out with --download", "call the command twice")
     if given.cache is not None and given.download is None:
         raise InputError("cache", given.cache, "given with --download", "elsewhere PDADMM_CACHE or --data-dir names it")
+    if launched_rank() > 0:
+        return 0
     if given.about is not None:
         _about(given.about)
     elif given.download is not None:

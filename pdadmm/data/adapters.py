@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from pdadmm.data.checks import SPLIT_NAMES
 from pdadmm.data.graph import Graph
-from pdadmm.data.parts import class_numbers, nodes_in_masks
+from pdadmm.data.parts import class_numbers, nodes_in_masks, unlabelled
 from pdadmm.errors import InputError
 
 __all__ = ["from_networkx", "from_pyg"]
@@ -18,9 +18,9 @@ __all__ = ["from_networkx", "from_pyg"]
 def from_pyg(data: Any, name: str = "graph", undirected: bool = True) -> Graph:
     """A graph out of a ``torch_geometric.data.Data``, or any object with the same attributes.
 
-    Read are ``edge_index`` [2, E], ``x`` [V, F] (dense or a sparse tensor), ``y`` [V] or [V, 1] (NaN: unlabelled)
-    and, where they are set, ``edge_weight`` [E] and ``train_mask``, ``val_mask``, ``test_mask`` [V]. Self-loops and
-    duplicates are dropped; ``undirected`` as for Graph.from_edges.
+    Read are ``edge_index`` [2, E], ``x`` [V, F] (dense or a sparse tensor) and, where they are set, ``y`` [V] or [V, 1]
+    (NaN: unlabelled, as all nodes are without it), ``edge_weight`` [E] and ``train_mask``, ``val_mask``, ``test_mask``
+    [V]. Self-loops and duplicates are dropped; ``undirected`` as for Graph.from_edges.
 
     Raises InputError for an attribute that is missing or that Graph refuses.
 
@@ -28,11 +28,11 @@ def from_pyg(data: Any, name: str = "graph", undirected: bool = True) -> Graph:
     Graph(graph: 2,708 nodes, 5,278 edges, 1,433 dense features, 7 classes, splits 140/500/1,000)
     """
     found = {key: _array(getattr(data, key, None)) for key in ("edge_index", "x", "y", "edge_weight")}
-    for key in ("edge_index", "x", "y"):
+    for key in ("edge_index", "x"):
         if found[key] is None:
             remedy = "leave out the transform ToSparseTensor, which drops it" if key == "edge_index" else ""
             raise InputError(f"data.{key}", "None", "set", remedy)
-    labels = class_numbers("data.y", found["y"])
+    labels = unlabelled(found["x"]) if found["y"] is None else class_numbers("data.y", found["y"])
     masks = {part: _array(getattr(data, f"{part}_mask", None)) for part in SPLIT_NAMES}
     missing = [part for part, mask in masks.items() if mask is None]
     if 0 < len(missing) < len(masks):
@@ -52,13 +52,15 @@ def from_networkx(
     on any nodes. ``weight`` names the attribute of edges with their weights, 1 where an edge has none. A directed
     graph stays directed; of parallel edges the largest weight is kept.
 
-    Raises InputError for a node without features and for what Graph refuses.
+    Raises InputError for what is no graph of networkx, a node without features, and what Graph refuses.
 
     >>> G = networkx.path_graph(3)  # doctest: +SKIP
     >>> networkx.set_node_attributes(G, {0: [1.0], 1: [0.5], 2: [0.0]}, "x")  # doctest: +SKIP
     >>> from_networkx(G)  # doctest: +SKIP
     Graph(graph: 3 nodes, 2 edges, 1 dense features, 0 classes, no splits)
     """
+    if not all(hasattr(graph, part) for part in ("nodes", "edges", "is_directed")):
+        raise InputError("graph", type(graph).__name__, "a networkx graph", "Graph.from_edges takes pairs of nodes")
     nodes = list(graph)
     place = {node: k for k, node in enumerate(nodes)}
     bare = next((node for node in nodes if features not in graph.nodes[node]), None)

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from pdadmm.data.checks import as_numbers, check_csr, whole_numbers
 from pdadmm.data.graph import Graph
-from pdadmm.data.parts import class_numbers, nodes_in_masks
+from pdadmm.data.parts import class_numbers, nodes_in_masks, unlabelled
 from pdadmm.errors import InputError, reason_of
 from pdadmm.files import memory_bytes, regular_file
 
@@ -33,15 +33,15 @@ _MASK_KEYS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
 _LABEL_KEYS = ("y", "label", "labels")
 _LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
 _HEADER_BYTES = 65536  # far more than a header has
-_LAYOUTS = "a file with edge_index, x (or x_data, x_indices, x_indptr, x_shape) and y, or in Shchur's layout"
+_LAYOUTS = "a file with edge_index and x (or x_data, x_indices, x_indptr, x_shape), or in Shchur's layout"
 
 
 def read_npz(path: str | Path, name: str | None = None, own_split: str = "file") -> Graph:
     """Read a graph from an .npz file, in this library's layout or in Shchur's (told apart by their keys).
 
     Own layout: ``edge_index`` [2, E] stored pairs, features as CSR parts ``x_data``, ``x_indices``,
-    ``x_indptr``, ``x_shape`` or dense ``x`` [V, F], ``y`` [V] with -1 for unlabelled, and optionally
-    ``edge_weight`` [E] and all of ``train_idx``, ``val_idx``, ``test_idx``. Names of PyTorch Geometric and
+    ``x_indptr``, ``x_shape`` or dense ``x`` [V, F], and optionally ``y`` [V] with -1 for unlabelled (without it all
+    nodes are), ``edge_weight`` [E] and all of ``train_idx``, ``val_idx``, ``test_idx``. Names of PyTorch Geometric and
     GraphBolt stand for these: ``train_mask``, ``val_mask``, ``test_mask`` [V] of truth values; ``feat`` for
     ``x``; ``label`` or ``labels`` for ``y``, also [V, 1]; ``csc_indptr`` [V + 1] with ``indices`` [E] for
     ``edge_index``. Shchur's: ``adj_*`` and ``attr_*`` CSR parts (or dense ``attr_matrix``) and ``labels``;
@@ -92,8 +92,8 @@ def _read_own(file: Arrays, name: str, own_split: str) -> Graph:
     dense = next((key for key in ("x", "feat") if key in file.keys), None)
     features = file[dense] if dense else file.csr("x")
     weights = file["edge_weight"] if "edge_weight" in file.keys else None
-    label = next((key for key in _LABEL_KEYS if key in file.keys), "y")
-    labels = class_numbers(label, file[label])
+    label = next((key for key in _LABEL_KEYS if key in file.keys), None)
+    labels = unlabelled(features) if label is None else class_numbers(label, file[label])
     splits = None
     if any(key in file.keys for key in _SPLIT_KEYS.values()):
         splits = {part: file[key] for part, key in _SPLIT_KEYS.items()}

@@ -12,7 +12,7 @@ from pdadmm.data.checks import SPLIT_NAMES, as_numbers, check_csr, check_range, 
 from pdadmm.data.graph import Graph
 from pdadmm.errors import InputError
 
-__all__ = ["class_numbers", "compressed", "coordinates", "graph_from_adjacency", "nodes_in_masks"]
+__all__ = ["class_numbers", "compressed", "coordinates", "graph_from_adjacency", "nodes_in_masks", "unlabelled"]
 
 
 def class_numbers(argument: str, labels: Any) -> np.ndarray:
@@ -31,6 +31,15 @@ def class_numbers(argument: str, labels: Any) -> np.ndarray:
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), -1, array)
     return whole_numbers(argument, array)
+
+
+def unlabelled(features: Any) -> np.ndarray:
+    """Labels [V] of nodes with ``features`` [V, F] of which no class is known; features without rows are refused later.
+
+    >>> unlabelled([[0.5], [1.5]]).tolist()
+    [-1, -1]
+    """
+    return np.full(next(iter(np.shape(features)), 0), -1, dtype=np.int64)
 
 
 def nodes_in_masks(masks: Mapping[str, Any], num_nodes: int) -> dict[str, np.ndarray]:
