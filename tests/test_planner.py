@@ -289,6 +289,7 @@ def test_simulation_and_figure_are_asked_for(capsys, tmp_path):
     (["--straggler", "0.5", "--simulate"], "straggler = 0.5"),
     (["--machine-dir", "nowhere"], "run: pdadmm plan --calibrate"),
     (["--figures", "no/folder/x.png"], "figures = no/folder/x.png"),
+    (["--figures", "x.bmp"], "figures = x.bmp: must be a file that ends in .png, .pdf or .svg"),
 ])  # fmt: skip
 def test_bad_flags_are_one_sentence(more, words, capsys):
     assert main([*SMALL, *more]) == 2

@@ -10,6 +10,7 @@ from pdadmm.cli.common import accepted, check_writable
 from pdadmm.errors import InputError
 from pdadmm.parallel.launch import launched_rank, launched_size
 from pdadmm.parameters import Check, memory_size, non_negative, one_of, positive, whole, whole_of
+from pdadmm.plot import check_picture
 
 __all__ = ["run"]
 
@@ -75,13 +76,15 @@ def run(arguments: list[str]) -> int:
         raise InputError("ranks", launched_size(), "1 process", "run pdadmm plan without mpirun")
     from pdadmm.planner.machine import load_machine, machine_folder
 
+    if given.figures:
+        check_picture("figures", given.figures)
+        check_writable(given, "figures")
     folder = machine_folder(given.machine_dir)
     if given.calibrate:
         _calibrate(folder)
         if given.nodes is None:
             return 0
     values = _values(given)
-    check_writable(given, "figures")
     _plan(values, load_machine(folder), given)
     return 0
 
