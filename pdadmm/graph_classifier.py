@@ -59,7 +59,6 @@ class GraphClassifier(NodeClassifier):
 
         With ``on_disk`` X stays in the folder of augmented features, where such was given.
         """
-        X: Any = None  # of rank 0 alone where it is augmented, but on disk
         if isinstance(graph, (Graph, AugmentedFolder)):
             if y is not None:
                 raise InputError("y", "given", "left out with a Graph", "the graph holds its labels")
@@ -83,20 +82,8 @@ class GraphClassifier(NodeClassifier):
             self.augmenter_ = self._augmenter(settings)
             inputs = self.augmenter_.num_outputs(graph.num_features)
             began = time.perf_counter()
-            limited = on_disk or getattr(settings, "device_memory", None) is not None
-            device = "cpu" if limited else getattr(settings, "device", "cpu")  # a slice of hops knows no limit
-            self.augmenter_.device = device
-            if isinstance(graph, AugmentedFolder):
-                self.augmenter_ = copy.copy(graph.same_augmenter(self.augmenter_))
-                if on_disk:
-                    nodes = parts["train"].stop
-                    X = Centred(FolderRows(graph, rows), nodes, getattr(torch, settings.dtype))
-                elif transport.rank == 0:
-                    X = torch.from_numpy(graph.read(rows))
-            elif transport.rank == 0:
-                X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[parts["train"]], rows=rows))
+            X = self._augmented(settings, graph, rows, parts["train"], transport, on_disk)
             seconds = time.perf_counter() - began
-            self.augmenter_.device = "cpu" if device == "cpu" else "auto"  # to predict on any machine
         else:
             inputs = X.shape[1]
         shift = None
@@ -116,6 +103,29 @@ class GraphClassifier(NodeClassifier):
         )
         return problem, shift, seconds
 
+    def _augmented(
+        self, settings, graph: Any, rows: np.ndarray, train: slice, transport: Transport, on_disk: bool
+    ) -> Any:
+        """Return the augmented features of ``rows``, of which ``train`` are those that the scaling is learned from.
+
+        On rank 0 alone, None on others; with ``on_disk`` they stay in their folder.
+        """
+        limited = on_disk or getattr(settings, "device_memory", None) is not None
+        device = "cpu" if limited else getattr(settings, "device", "cpu")  # a slice of hops knows no limit
+        X: Any = None
+        assert self.augmenter_ is not None
+        self.augmenter_.device = device
+        if isinstance(graph, AugmentedFolder):
+            self.augmenter_ = copy.copy(graph.same_augmenter(self.augmenter_))
+            if on_disk:
+                X = Centred(FolderRows(graph, rows), train.stop, getattr(torch, settings.dtype))
+            elif transport.rank == 0:
+                X = torch.from_numpy(graph.read(rows))
+        elif transport.rank == 0:
+            X = torch.from_numpy(self.augmenter_.fit_transform(graph, rows[train], rows=rows))
+        self.augmenter_.device = "cpu" if device == "cpu" else "auto"  # to predict on any machine
+        return X
+
     @staticmethod
     def _augmenter(settings) -> Augmenter:
         names = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
@@ -132,8 +142,8 @@ class GraphClassifier(NodeClassifier):
             raise InputError("X, y", f"{tuple(X.shape)} and {y.shape}", "shapes (V, n_0) and (V,), V at least 1")
         if on_disk:
             X = Centred(X, len(y), dtype)
-        elif not bool(torch.isfinite(X).all()):
-            raise InputError("X", "an array with NaN or infinity", "finite")
+        else:
+            check_finite(X)
         unknown = np.flatnonzero([name is None or name != name for name in y] if y.dtype == object else y != y)
         if unknown.size:
             value, remedy = f"{y[unknown[0]]} in row {unknown[0]}", "leave such rows out"
@@ -165,17 +175,23 @@ class GraphClassifier(NodeClassifier):
     def _logits(self, graph: Graph | Any) -> torch.Tensor:
         if not hasattr(self, "model_"):
             raise self._not_fitted()
+        given, X = not isinstance(graph, (Graph, AugmentedFolder)), graph
         if isinstance(graph, Graph):
             if self.augmenter_ is None:
                 raise InputError("graph", "a Graph", "an array of augmented features, as in fit(X, y)")
-            graph = self.augmenter_.transform(graph)
+            X = self.augmenter_.transform(graph)
         elif isinstance(graph, AugmentedFolder):
-            graph = graph.read()
-        dtype = self.model_.layers[0].weight.dtype
-        X = torch.as_tensor(real_matrix(graph), dtype=dtype)
+            X = graph.read()
+        X = torch.as_tensor(real_matrix(X), dtype=self.model_.layers[0].weight.dtype)
         if X.shape[1] != self.model_.widths[0]:
             raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
-        if not bool(torch.isfinite(X).all()):
-            raise InputError("X", "an array with NaN or infinity", "finite")
+        if given:
+            check_finite(X)
         with torch.no_grad():
             return self.model_(X)
+
+
+def check_finite(X: torch.Tensor) -> None:
+    """Raise InputError where an array that the user gave is not finite."""
+    if not bool(torch.isfinite(X).all()):
+        raise InputError("X", "an array with NaN or infinity", "finite")
