@@ -6,6 +6,7 @@ The public names load on first use, so that ``import pdadmm`` stays light.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -39,6 +40,11 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+if any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")):  # under a launcher
+    from pdadmm.parallel.launch import install_abort_hook, launched_size
+
+    install_abort_hook(launched_size())
 
 if TYPE_CHECKING:  # what editors see
     from pdadmm.admm.estimator import PDADMMG, PDADMMGQ

@@ -168,9 +168,11 @@ class NodeClassifier:
         settings = together(transport, lambda: self._checked(transport))
         every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
         others = {"checkpoint": checkpoint, "checkpoint_every": every}
-        limit = limit_of(type(self), memory, scratch, others, transport.size)
+        kept = others | {"resume": resume, "memory": memory, "scratch": scratch}
+        kept["trace"] = None if trace is None else "given"
+        self._agree(transport, settings, graph, y, kept)
+        limit = together(transport, lambda: limit_of(type(self), memory, scratch, others, transport.size))
         threads = set_threads(settings.threads, transport)
-        self._agree(transport, settings, graph, y)
         graph = _readable(graph, limit is not None)
         on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
         problem, shift, seconds_augmentation = together(
@@ -207,10 +209,11 @@ class NodeClassifier:
         transport.close()
         return self
 
-    def _agree(self, transport: Transport, settings: Any, graph: Any, y: Any) -> None:
-        """Raise InputError on all ranks where they were not given the same."""
+    def _agree(self, transport: Transport, settings: Any, graph: Any, y: Any, kept: dict[str, Any]) -> None:
+        """Raise InputError on all ranks where they were not given the same; ``kept``: arguments about what is kept."""
         if transport.size > 1:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
+            facts |= {name: str(value) for name, value in kept.items()}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
 
     def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from pdadmm import PDADMMG, PDADMMGQ, csbm
+from pdadmm import PDADMMG, PDADMMGQ, Trace, csbm
+from pdadmm.cli import main
 from pdadmm.parallel import agreement
 from pdadmm.parallel.envelope import CHECKSUMS
 from pdadmm.parallel.mpi import MPITransport
@@ -20,6 +21,19 @@ def fit(rank: int, solver=PDADMMG, graph=None, y=None, **more) -> str:
     data = csbm(60, num_classes=2, num_features=3, seed=0) if graph is None else graph
     solver(**SMALL | more).fit(data, y)
     return "fitted"
+
+
+def keep(rank: int, graph=True, **more) -> str:
+    """Rank 0 alone is given ``more``; both, or rank 0 alone, the graph."""
+    data = csbm(60, num_classes=2, num_features=3, seed=0) if graph or rank == 0 else None
+    PDADMMG(**SMALL).fit(data, **more if rank == 0 else {})
+    return "fitted"
+
+
+def command(rank: int, more: list[str]) -> str:
+    """The command line, with ``more`` on rank 1 alone."""
+    line = ["train", "--dataset", "csbm:60", "--layers", "2", "--iterations", "2", "--quiet"]
+    return f"status {main(line + (more if rank else []))}"
 
 
 def with_version(rank: int) -> str:
@@ -94,6 +108,12 @@ def cases(rank: int):
     yield "nu", lambda: fit(rank, nu=(0.3, 0.5)[rank])
     yield "solver", lambda: fit(rank, (PDADMMG, PDADMMGQ)[rank])
     yield "graph", lambda: fit(rank, graph=csbm(60, num_classes=2, num_features=3, seed=rank))
+    yield "checkpoint", lambda: keep(rank, checkpoint="nowhere")
+    yield "trace", lambda: keep(rank, trace=Trace())
+    yield "no graph", lambda: keep(rank, graph=False)
+    yield "comm", lambda: PDADMMG().fit(X, y, comm="world")
+    yield "flag", lambda: command(rank, ["--koala", "3"])
+    yield "config", lambda: command(rank, ["--config", "nowhere.toml"])
     yield "arrays", lambda: fit(rank, graph=X, y=(y, 1 - y)[rank])
     yield "version", lambda: with_version(rank)
     yield "checksums", lambda: with_checksums(rank)

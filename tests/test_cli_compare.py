@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -75,11 +76,13 @@ def test_tune(run, tmp_path):
     assert "trial 2" in err
 
 
-def test_the_best_flags_are_a_command_line(run, tmp_path):
-    """What tune prints, train takes, with the same validation accuracy."""
-    _, out, _ = run(*TUNE, "--budget", 2, "--summary", tmp_path / "t.json", "--quiet")
-    best = out.splitlines()[-1].removeprefix("best: ").split()
-    assert run("train", *TUNE[1:], *best, "--summary", tmp_path / "s.json", "--quiet")[0] == 0
+@pytest.mark.parametrize("more", [[], ["--solver", "adam", "--split", "random:5", "--split-seed", "2", "--seed", "3"]])
+def test_the_best_trial_is_a_command_line(run, tmp_path, more):
+    """What tune prints trains with the same validation accuracy."""
+    _, out, _ = run(*TUNE, *more, "--budget", 2, "--summary", tmp_path / "t.json", "--quiet")
+    program, *best = shlex.split(out.splitlines()[-1].removeprefix("best: "))
+    assert program == "pdadmm"
+    assert run(*best, "--summary", tmp_path / "s.json", "--quiet")[0] == 0
     trained, tuned = (json.loads((tmp_path / name).read_text()) for name in ("s.json", "t.json"))
     assert trained["val_accuracy"] == tuned["best"]["val_accuracy"]
 

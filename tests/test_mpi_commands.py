@@ -189,6 +189,9 @@ def test_ranks_that_do_not_fit_together_end_with_words(launched):
         "nu": "nu = 0.3 on rank 0 and 0.5 on rank 1: must be the same on every rank; start all ranks",
         "solver": "solver = PDADMMG on rank 0 and PDADMMGQ on rank 1: must be the same",
         "graph": "data = ",
+        "checkpoint": "checkpoint = nowhere on rank 0 and None on rank 1: must be the same on every rank",
+        "trace": "trace = given on rank 0 and None on rank 1",
+        "comm": "comm = 'world': must be an mpi4py communicator",
         "arrays": "data = ",
         "version": f"pdadmm version = {pdadmm.__version__} on rank 0 and 9.9.9 on rank 1: must be the same",
         "checksums": "checksums = False on rank 0 and True on rank 1",
@@ -196,6 +199,9 @@ def test_ranks_that_do_not_fit_together_end_with_words(launched):
     for name, words in both.items():
         assert told[0][name] == told[1][name]
         assert told[0][name].startswith(f"InputError: {words}"), told[0][name]
+    assert "on rank 0 and NoneType on rank 1" in told[0]["no graph"]
+    for rank in range(2):
+        assert (told[rank]["flag"], told[rank]["config"]) == ("status 2", "status 2")
     assert told[0]["shape"] == "sent"
     due = "init message 1, float32 of shape (2, 3) was due"
     assert f"rank 0 sent init message 1, float32 of shape (3, 2), where {due}" in told[1]["shape"]
@@ -235,4 +241,12 @@ def test_a_rank_that_raises_ends_the_job_with_its_traceback(output):
     assert "rank 1 of 2" in done.stderr
     assert "Traceback" in done.stderr
     assert "in watch" in done.stderr
+    assert "trained to the end" not in done.stdout
+
+
+def test_a_rank_that_raises_before_it_trains_ends_the_job():
+    done = mpiexec(2, HERE / "mpi_early.py", timeout=90)
+    assert done.returncode != 0
+    assert "rank 1 of 2 failed" in done.stderr
+    assert "nowhere.npz" in done.stderr
     assert "trained to the end" not in done.stdout

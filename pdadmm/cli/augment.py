@@ -29,8 +29,8 @@ PARAMETERS = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", 
 
 def run(arguments: list[str]) -> int:
     """Augment; collective over the ranks of mpirun."""
-    given = _parser().parse_args(arguments)
     transport = make_transport()
+    given = together(transport, lambda: _parser().parse_args(arguments))
     folder = Path(given.dataset)
     own = not (folder / HEADER).is_file()  # no graph on disk yet: it is written to one inside the result's folder
     if own:

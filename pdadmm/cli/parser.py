@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from pdadmm.errors import InputError
+from pdadmm.parallel.launch import launched_rank
 
 __all__ = ["Parser"]
 
@@ -31,6 +32,11 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", WholeNames)
         super().__init__(allow_abbrev=False, **kwargs)
         self.solver = solver
+
+    def _print_message(self, message, file=None):
+        """Print help or version; under mpirun on rank 0 alone."""
+        if launched_rank() == 0:
+            super()._print_message(message, file)
 
     def parse_args(self, args=None, namespace=None):
         """Parse all words; a flag that is unknown is told before one that is missing, which it may stand for."""

@@ -9,6 +9,7 @@ from pdadmm.cli.common import check_writable
 from pdadmm.contest import read_summary
 from pdadmm.errors import InputError
 from pdadmm.history import History
+from pdadmm.parallel.launch import launched_rank
 from pdadmm.plot import AXES, check_picture, plot_convergence
 from pdadmm.plot_contest import plot_contest
 
@@ -23,6 +24,8 @@ def run(arguments: list[str]) -> int:
     if given.x is not None and given.x not in AXES:
         raise InputError("x", given.x, "one of " + ", ".join(AXES))
     check_picture("out", given.out)
+    if launched_rank() > 0:
+        return 0
     check_writable(given, "out")
     files = [Path(file) for file in given.files]
     endings = {file.suffix for file in files}

@@ -48,20 +48,8 @@ EVERY = str(CHECKPOINT_EVERY)
 
 def run(arguments: list[str]) -> int:
     """Train; collective over the ranks of mpirun."""
-    config = Config("train", arguments)
-    name = solver_name("train", config.early())
-    solver = solver_class(name)
-    preset = None if not hasattr(solver, "preset") else solver.preset_parameters(preset_name("train", config.early()))
-    config.check_preset(preset or {})
-    parser = _parser(solver, name, preset)
-    given = parser.parse_args(config.words(parser))
-    run_folder.place(given)
-    _check_checkpoints(given, config)
-    start_logging(given)
-    checks = {field.name: field.metadata["check"] for field in flags(solver)}
-    estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
-    config.tell_versions()
     transport = make_transport()
+    given, estimator = together(transport, lambda: _given(arguments))
     graph = together(transport, lambda: _graph(given, transport, estimator))
     tell_graph(graph)
     progress = console.Progress(_expected_iterations(estimator), transport.rank == 0 and not given.quiet)
@@ -76,7 +64,7 @@ def run(arguments: list[str]) -> int:
     try:
         checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
         checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
-        if solver.streams:
+        if estimator.streams:
             checkpoints |= {"memory": given.memory, "scratch": given.scratch}
         estimator.fit(graph, watch=watch, trace=trace, **checkpoints)
     finally:
@@ -93,6 +81,24 @@ def run(arguments: list[str]) -> int:
         _report(summary)
         _compare(summary, estimator.history_)
     return 0
+
+
+def _given(arguments: list[str]) -> tuple[argparse.Namespace, Any]:
+    """Return the flags, those of a configuration among them, and the solver's estimator."""
+    config = Config("train", arguments)
+    name = solver_name("train", config.early())
+    solver = solver_class(name)
+    preset = None if not hasattr(solver, "preset") else solver.preset_parameters(preset_name("train", config.early()))
+    config.check_preset(preset or {})
+    parser = _parser(solver, name, preset)
+    given = parser.parse_args(config.words(parser))
+    run_folder.place(given)
+    _check_checkpoints(given, config)
+    start_logging(given)
+    checks = {field.name: field.metadata["check"] for field in flags(solver)}
+    estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
+    config.tell_versions()
+    return given, estimator
 
 
 def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from pdadmm.errors import DivergenceError, InputError
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parameters import whole
 from pdadmm.solvers import solver_class
-from pdadmm.tuning import best_trial, tune
+from pdadmm.tuning import SPACES, best_trial, tune
 
 __all__ = ["run"]
 
@@ -37,25 +37,16 @@ log = logging.getLogger("pdadmm")
 
 def run(arguments: list[str]) -> int:
     """Tune; collective over the ranks of mpirun."""
-    name = solver_name("tune", arguments)
-    solver = solver_class(name)
-    given = _parser(solver, name).parse_args(arguments)
-    budget = accepted("budget", given.budget, whole(1))
-    seed = accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1))
-    fixed = {
-        field.name: accepted(field.name, getattr(given, field.name), field.metadata["check"])
-        for field in flags(solver)
-        if hasattr(given, field.name)
-    }
-    solver(**fixed).checked()
-    start_logging(given)
     transport = make_transport()
+    given, name, budget, seed, fixed = together(transport, lambda: _given(arguments))
     graph = together(transport, lambda: _graph(given, transport.rank))
     tell_graph(graph)
     trials = tune(name, graph, budget, fixed, seed, _tell)
     best = best_trial(trials)
     if transport.rank == 0:
         _print(trials, best)
+        if best is not None:
+            print(f"best: {_training(given, name, fixed | best['parameters'])}")
     summary = {
         "solver": name, "dataset": given.dataset, "split": given.split or graph.own_split or "file",
         "split_seed": int(given.split_seed), "tune_seed": seed, "budget": budget, "fixed": fixed,
@@ -67,6 +58,25 @@ def run(arguments: list[str]) -> int:
     if best is None:
         raise DivergenceError(f"all {budget} trials diverged; the first said: {trials[0]['failed']}")
     return 0
+
+
+def _given(arguments: list[str]) -> tuple[argparse.Namespace, str, int, int, dict[str, Any]]:
+    """Return the flags, and out of them the solver's name, budget, seed and the parameters that are fixed."""
+    name = solver_name("tune", arguments)
+    solver = solver_class(name)
+    given = _parser(solver, name).parse_args(arguments)
+    budget = accepted("budget", given.budget, whole(1))
+    seed = accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1))
+    fixed = {
+        field.name: accepted(field.name, getattr(given, field.name), field.metadata["check"])
+        for field in flags(solver)
+        if hasattr(given, field.name)
+    }
+    solver(**fixed).checked()
+    if not set(SPACES[name]) - set(fixed):
+        raise InputError("budget", budget, "left to a parameter that is searched", "all of the space are given")
+    start_logging(given)
+    return given, name, budget, seed, fixed
 
 
 def _parser(solver: type, name: str) -> argparse.ArgumentParser:
@@ -117,13 +127,18 @@ def _print(trials: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
         mark = "*" if trial is best else " "
         values = ", ".join(f"{name}={value}" for name, value in trial["parameters"].items())
         print(f"{trial['trial']:5}  {_accuracy(trial):>8} {mark}  {trial['seconds']:7.2f}  {values}")
-    if best is not None:
-        flags_of_best = " ".join(
-            f"--{name.lower().replace('_', '-')} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for name, value in best["parameters"].items()
-            if value is not None
-        )
-        print(f"best: {flags_of_best}")
+
+
+def _training(given: argparse.Namespace, name: str, parameters: dict[str, Any]) -> str:
+    """Return the command that trains with these parameters on the graph of the search."""
+    seed = given.split_seed if int(given.split_seed) else None
+    data = {"dataset": given.dataset, "data_dir": given.data_dir, "split": given.split, "split_seed": seed}
+    words = ["pdadmm", "train"]
+    for flag, value in {**data, "solver": name, **parameters}.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += ["--" + flag.lower().replace("_", "-"), text]
+    return shlex.join(words)
 
 
 def _write(path: str | None, summary: dict[str, Any]) -> None:

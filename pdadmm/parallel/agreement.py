@@ -51,7 +51,7 @@ def settings_of(holder: Any) -> dict[str, str]:
 
 
 def data_digest(graph: Any, y: Any) -> str:
-    """Return a digest of what ``fit`` is given: its own, or that of plain arrays; "" for anything else."""
+    """Return a digest of what ``fit`` is given: its own, or that of plain arrays; the type of anything else."""
     if hasattr(graph, "fingerprint"):  # a Graph, or a folder of augmented features
         return graph.fingerprint()
     digest = blake2b(digest_size=16)
@@ -59,9 +59,9 @@ def data_digest(graph: Any, y: Any) -> str:
         try:
             array = np.ascontiguousarray(value)
         except ValueError:  # ragged: the checks of fit say so
-            return ""
+            return type(graph).__name__
         if array.dtype.kind not in "fiubUS":
-            return ""
+            return type(graph).__name__
         digest.update(f"{array.dtype.str}{array.shape};".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

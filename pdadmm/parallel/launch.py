@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -13,6 +15,7 @@ from pdadmm.parallel.transport import LocalTransport, Transport
 __all__ = [
     "cores",
     "crowded",
+    "install_abort_hook",
     "launched_rank",
     "launched_size",
     "local_rank",
@@ -27,6 +30,8 @@ SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+LONGEST_START = 30.0  # seconds for MPI to start and end the job
 
 T = TypeVar("T")
 
@@ -87,6 +92,42 @@ def make_transport(comm: Any = None) -> Transport:
 
     transport = MPITransport(comm)
     return transport if transport.size > 1 else LocalTransport(transport.local_size, transport.local_rank)
+
+
+def install_abort_hook(size: int) -> None:
+    """Let an error that nobody catches end a job of ``size`` ranks: mpiexec alone would leave the others waiting.
+
+    Does nothing for one rank alone.
+    """
+    if size == 1 or getattr(sys.excepthook, "ends_mpi_job", False):
+        return
+
+    def abort(kind, value, trace):
+        try:
+            text = "".join(traceback.format_exception(kind, value, trace))
+            sys.stderr.write(f"rank {launched_rank()} of {size} failed:\n{text}")
+        finally:  # whatever stands in stderr's place: the other ranks wait
+            _end_job()
+
+    abort.ends_mpi_job = True  # type: ignore[attr-defined]
+    sys.excepthook = abort
+
+
+def _end_job() -> None:
+    """Abort MPI, which may not have started here yet: the others, starting it, wait for this rank."""
+    import threading
+
+    def end() -> None:
+        from pdadmm.parallel.mpi import abort
+
+        abort(1)
+
+    if "mpi4py.MPI" in sys.modules:
+        return end()
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(LONGEST_START)  # others that never start MPI would be waited for in vain
+    os._exit(1)
 
 
 def set_threads(threads: int | None, transport: Transport) -> int:

@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
@@ -26,25 +25,8 @@ __all__ = ["MPITransport", "let_be_read"]
 PIECE = 1 << 30  # numbers in one call of MPI
 
 
-def _install_abort_hook(comm: Any) -> None:
-    """End the whole job when any rank raises: mpiexec alone would leave the others waiting."""
-    if comm.Get_size() == 1 or getattr(sys.excepthook, "ends_mpi_job", False):
-        return
-
-    def abort(kind, value, trace):
-        try:
-            text = "".join(traceback.format_exception(kind, value, trace))
-            sys.stderr.write(f"rank {comm.Get_rank()} of {comm.Get_size()} failed:\n{text}")
-            let_be_read()
-        finally:  # whatever stands in stderr's place: the other ranks wait
-            comm.Abort(1)
-
-    abort.ends_mpi_job = True  # type: ignore[attr-defined]
-    sys.excepthook = abort
-
-
 def abort(status: int) -> None:
-    """End the whole job, all ranks, with this exit status; does nothing for one rank alone or before MPI starts."""
+    """End the whole job, all ranks, with this exit status, starting MPI where need be; nothing for one rank alone."""
     from mpi4py import MPI
 
     if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
@@ -164,11 +146,15 @@ class MPITransport:
         except ImportError as error:
             remedy = "run: pip install mpi4py mpich"
             raise InputError("mpirun", "started", "used where mpi4py is installed", remedy) from error
+        if comm is not None and (not isinstance(comm, MPI.Comm) or comm == MPI.COMM_NULL):
+            value = "COMM_NULL" if isinstance(comm, MPI.Comm) else repr(comm)
+            raise InputError("comm", value, "an mpi4py communicator that this rank is of", "None is the world's")
         self.mpi = MPI
         # a communicator of our own: messages of the user's program cannot mix in
         self.owned = comm is not None and comm != self.mpi.COMM_WORLD
         self.comm = comm.Dup() if self.owned else _world(self.mpi)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        launch.install_abort_hook(self.mpi.COMM_WORLD.Get_size())
         self.ledger, self.trace = Ledger(), NO_TRACE
         self.local_size, self.local_rank = launch.local_ranks(), launch.local_rank()
         if not self.local_size or self.local_rank < 0:
@@ -176,7 +162,6 @@ class MPITransport:
         self.checks = checksums()
         self.calls = 0  # collective calls so far, equal on all ranks
         self.sent, self.received = [0] * self.size, [0] * self.size  # single arrays so far, by peer
-        _install_abort_hook(self.mpi.COMM_WORLD)
 
     def _place_on_host(self) -> tuple[int, int]:
         """Return how many ranks of this communicator share memory, and so this host, and this one's number there."""
