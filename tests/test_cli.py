@@ -96,15 +96,17 @@ def test_quiet_is_quiet(run):
     assert run(*TINY, "--log-level", "warning")[2] == ""
 
 
-@pytest.mark.parametrize("split", ["random:5", "fraction:50/25/25", "file"])
-def test_splits(run, tmp_path, split):
+@pytest.mark.parametrize(
+    ("split", "seeds"), [("random:5", (0, 0, 1)), ("fraction:50/25/25", (0, 0, 1)), ("file", (0, 0, 0))]
+)
+def test_splits(run, tmp_path, split, seeds):
     found = []
-    for seed in (0, 0, 1):
+    for seed in seeds:
         assert run(*TINY, "--split", split, "--split-seed", seed, "--summary", tmp_path / "s.json")[0] == 0
         found.append(json.loads((tmp_path / "s.json").read_text()))
     assert found[0]["split"] == split
     assert found[0]["test_accuracy"] == found[1]["test_accuracy"]
-    assert found[2]["split_seed"] == 1
+    assert found[2]["split_seed"] == seeds[2]
     assert found[0]["train_nodes"] == {"random:5": 50, "fraction:50/25/25": 60, "file": 72}.get(split)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +155,30 @@ def test_results_that_cannot_be_written(refused, run, tmp_path, flag):
     assert err.startswith("pdadmm: ")
     assert str(tmp_path) in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_takes_one_result_and_not_the_others(run, tmp_path):
+    flags = [f"--{name}={tmp_path / name}" for name in ("history", "save")]
+    status, out, err = run(*TINY, "--quiet", "--summary", "/dev/full", *flags)
+    assert status == 2
+    assert "test accuracy of the" in out
+    assert err == "pdadmm: summary = /dev/full: must be a file that can be written; No space left on device\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"history", "save"}
+
+
+def test_nobody_reads_what_is_printed():
+    command = [sys.executable, "-m", "pdadmm", "datasets"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()  # before anything was printed
+        assert done.stderr.read() == b""
+        assert done.wait(timeout=60) == 141
+
+
+def test_a_configuration_of_another_solver(refused, tmp_path):
+    (tmp_path / "c.toml").write_text('dataset = "digits"\nsolver = "adam"\npreset = "paper"\n')
+    owners = "must be a flag of pdadmm train with --solver adam; it is of pdadmm-g, pdadmm-g-q"
+    refused("train", "--config", tmp_path / "c.toml", words=["key preset", owners])
 
 
 def test_bad_input_is_found_before_training(refused, tmp_path, monkeypatch):

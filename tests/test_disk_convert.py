@@ -102,6 +102,14 @@ def test_raw_features_splits_and_half_precision(tmp_path):
         assert (graph.num_edges, graph.num_classes, graph.features.dtype) == (4, 2, np.float16)
 
 
+def test_raw_features_have_no_header(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.ones((6, 2), np.float32))
+    (tmp_path / "e.csv").write_text("0,1\n")
+    files = ["--edges", str(tmp_path / "e.csv"), "--features", str(tmp_path / "x.npy")]
+    assert main(["convert", *files, "--raw-features", "2", "--out", str(tmp_path / "g")]) == 2
+    assert "x.npy, an .npy file: must be bare numbers without a header; leave --raw-features" in capsys.readouterr().err
+
+
 def test_a_conversion_that_was_killed_is_begun_again(tmp_path):
     (tmp_path / "g" / "work").mkdir(parents=True)
     (tmp_path / "g" / "work" / "run-000000.npy").write_bytes(b"half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
-    Returns 0; after one sentence 2 for bad input or too little memory, 1 where training diverges, 130 after SIGINT.
+    Returns 0; after one sentence 2 for bad input or too little memory, 1 where training diverges, 130 after SIGINT;
+    141 where nobody reads the output any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -66,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except KeyboardInterrupt:
         return _interrupted()
+    except BrokenPipeError:  # whoever read what is printed has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and nothing is left to flush at the end
+        return 141
     finally:
         console.stop_logging()
 

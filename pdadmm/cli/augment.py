@@ -115,8 +115,11 @@ def _write(given: argparse.Namespace, folder: Path, seed: int) -> None:
         return
     graph = load_with_split(given.dataset, given.data_dir, given.split, seed)
     _make(Path(given.out))
-    write_graph(graph, folder)
-    (folder / SOURCE).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    try:
+        write_graph(graph, folder)
+        (folder / SOURCE).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError("out", given.out, "a folder on a disk that takes the graph", error.strerror or "") from None
 
 
 def _make(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pdadmm.cli.common import early_flags
+from pdadmm.cli.parser import Parser
 from pdadmm.errors import InputError, reason_of
 from pdadmm.files import regular_file
 from pdadmm.versions import versions
@@ -50,7 +51,7 @@ class Config:
         """Return words of the flags that decide which others there are, before those of the command line."""
         return [f"--{name}={self.values[name]}" for name in EARLY if name in self.values] + self.arguments
 
-    def words(self, parser: argparse.ArgumentParser) -> list[str]:
+    def words(self, parser: Parser) -> list[str]:
         """Return all words to parse: the file's, then the command line's, so that these win.
 
         Raises InputError for a key that is not a flag of ``parser``, with the nearest one, and for a value of a
@@ -65,6 +66,10 @@ class Config:
         words = []
         for key, value in self.values.items():
             if key not in known:
+                owners = parser.owners(f"--{key}")
+                if owners:
+                    allowed = f"a flag of {parser.prog} with --solver {parser.solver}"
+                    raise InputError("config", f"{self.path}, key {key}", allowed, f"it is of {', '.join(owners)}")
                 near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them"
                 raise InputError("config", f"{self.path}, key {key}", "a flag without its hyphens", remedy)

@@ -80,14 +80,14 @@ class Parser(argparse.ArgumentParser):
                 remedy = f"a graph is named by --dataset {word}"
             return InputError("argument", word, f"a flag of {self.prog}", remedy)
         allowed = f"a flag of {self.prog}"
-        owners = self._owners(word)
+        owners = self.owners(word)
         if owners:
             return InputError("flag", word, f"{allowed} with --solver {self.solver}", f"it is of {', '.join(owners)}")
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.65)
         return InputError("flag", word, allowed, f"did you mean --{near[0]}?" if near else remedy)
 
-    def _owners(self, flag: str) -> list[str]:
+    def owners(self, flag: str) -> list[str]:
         """Return the solvers that have a flag which this parser's has not."""
         if self.solver is None:
             return []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from pdadmm.cli.common import (
     tell_graph,
 )
 from pdadmm.cli.config import Config
+from pdadmm.cli.parser import Parser
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
@@ -76,10 +79,10 @@ def run(arguments: list[str]) -> int:
     if given.run and transport.rank == 0:
         told = confusion_matrix(estimator, graph) if isinstance(graph, Graph) and not streamed else None
         summary["confusion"] = told
-    together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     if transport.rank == 0:
         _report(summary)
         _compare(summary, estimator.history_)
+    together(transport, lambda: _write(given, estimator, summary, trace) if transport.rank == 0 else None)
     return 0
 
 
@@ -101,13 +104,11 @@ def _given(arguments: list[str]) -> tuple[argparse.Namespace, Any]:
     return given, estimator
 
 
-def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> argparse.ArgumentParser:
+def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> Parser:
     """Return the parser of ``train``; a solver's own flags come from its hyper-parameters.
 
     ``preset`` holds the defaults that a preset changes; None for a solver without presets.
     """
-    from pdadmm.cli import Parser
-
     parser = Parser(
         name,
         prog="pdadmm train",
@@ -195,21 +196,27 @@ def _summary(
 
 
 def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], trace: Trace | None) -> None:
-    try:
-        if given.summary:
-            Path(given.summary).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        if given.history:
-            estimator.history_.to_jsonl(given.history)
-        if given.save:
-            estimator.save(given.save)
-        for flag, path in given.copies.items():
-            shutil.copyfile(getattr(given, flag), path)
-        if trace is not None:
-            trace.write(given.trace)
-    except OSError as error:
-        raise InputError(
-            "summary, history, save, trace", error.filename or "", "files that can be written", error.strerror or ""
-        ) from None
+    """Write the results, each to its place; InputError for those that cannot be written, after the others."""
+    text = json.dumps(summary, indent=1) + "\n"
+    jobs: list[tuple[str, Any, Callable[[Any], Any]]] = [
+        ("summary", given.summary, lambda path: Path(path).write_text(text, encoding="utf-8")),
+        ("history", given.history, estimator.history_.to_jsonl),
+        ("save", given.save, estimator.save),
+        *((flag, path, partial(shutil.copyfile, getattr(given, flag))) for flag, path in given.copies.items()),
+    ]
+    if trace is not None:
+        jobs.append(("trace", given.trace, trace.write))
+    failed = []
+    for flag, path, write in jobs:
+        try:
+            if path:
+                write(path)
+        except OSError as error:
+            failed.append((flag, path, error.strerror or ""))
+    if failed:
+        flags, paths, reasons = (", ".join(dict.fromkeys(column)) for column in zip(*failed))
+        allowed = "a file that can be written" if len(failed) == 1 else "files that can be written"
+        raise InputError(flags, paths, allowed, reasons)
 
 
 def _compare(summary: dict[str, Any], history: History) -> None:

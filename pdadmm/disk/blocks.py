@@ -202,6 +202,9 @@ class DiskArray:
         self.close()
 
 
+NPY = b"\x93NUMPY"  # how an .npy file begins
+
+
 class RawArray(DiskArray):
     """A file of bare numbers, ``columns`` a row and no header, read as DiskArray is. Raises InputError alike."""
 
@@ -209,9 +212,13 @@ class RawArray(DiskArray):
         self.path, self.traffic, self.dtype, self.data_start = Path(path), traffic or Traffic(), np.dtype(kind), 0
         try:
             self.file = os.open(self.path, os.O_RDONLY)
-            size = os.fstat(self.file).st_size
+            size, head = os.fstat(self.file).st_size, os.pread(self.file, len(NPY), 0)
         except OSError as error:
             raise InputError("file", str(path), "a file that can be read", error.strerror or "") from None
+        if head == NPY:
+            self.close()
+            remedy = "leave --raw-features out"
+            raise InputError("file", f"{path}, an .npy file", "bare numbers without a header", remedy)
         rows, rest = divmod(size, columns * self.dtype.itemsize)
         self.shape = (rows, columns)
         if rest:

@@ -105,8 +105,12 @@ def save_model(
     content = save(tensors, metadata={"pdadmm": json.dumps(described)})
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(target)
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    except OSError:  # no more room, say
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def model_digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
