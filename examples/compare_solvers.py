@@ -6,26 +6,32 @@ augmented features; GNNs (gcn to gist) see it while they train. Run time: about 
 
     python examples/compare_solvers.py
     python examples/compare_solvers.py --dataset cora --solvers pdadmm-g,adam,gcn
+    python examples/compare_solvers.py --dataset mine.npz --split random:20
 """
 
 from __future__ import annotations
 
 import argparse
 
-from pdadmm import load_dataset
 from pdadmm.console import human_seconds
+from pdadmm.data import load_with_split
+from pdadmm.errors import InputError
 from pdadmm.solvers import SOLVERS, solver_class
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="All solvers with their defaults.")
-    parser.add_argument("--dataset", default="digits", help="a name of `pdadmm datasets` or a FILE.npz with a split")
+    parser.add_argument("--dataset", default="digits", help="a name of `pdadmm datasets` or a FILE.npz")
+    parser.add_argument("--split", help="such as random:20 (default: the data set's own)")
     parser.add_argument("--solvers", default=",".join(SOLVERS), help="names, joined by commas")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=None, help="of each stage (default: the solver's own)")
     given = parser.parse_args()
 
-    graph = load_dataset(given.dataset)
+    try:
+        graph = load_with_split(given.dataset, split=given.split)
+    except InputError as error:
+        parser.error(str(error))
     print(graph)
     print("solver       layers  test accuracy  validation  iterations  training")
     for name in given.solvers.split(","):

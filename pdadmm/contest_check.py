@@ -55,7 +55,7 @@ def _check_run(run: dict[str, Any], where: str) -> None:
 
 def _need(holds: bool, what: str) -> None:
     if not holds:
-        raise ValueError(what)
+        raise ValueError(f"{what} is missing, or not of its kind")
 
 
 def _is_depth(value: Any) -> bool:

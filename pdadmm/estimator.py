@@ -40,6 +40,8 @@ __all__ = ["NodeClassifier", "Outcome", "peak_rss_bytes", "real_matrix"]
 
 PARTS = ("train", "val", "test")
 CHECKPOINT_EVERY = 10  # iterations
+MOST_THREADS = 1024  # far more end the process
+LEARNED = ("model_", "augmenter_", "history_", "stages_", "summary_", "classes_", "n_features_in_")
 
 
 @dataclass
@@ -62,6 +64,46 @@ def real_matrix(X: Any) -> np.ndarray:
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise InputError("X", f"shape {array.shape} of {array.dtype}", allowed)
     return array
+
+
+def _check_watchers(watch: Any, trace: Any) -> None:
+    """Raise InputError for what cannot be called with rows, or is no Trace."""
+    if watch is not None and not callable(watch):
+        raise InputError("watch", watch, "a function of a row of the history")
+    if trace is not None and not isinstance(trace, Trace):
+        raise InputError("trace", trace, "a pdadmm.Trace", "its write(path) makes the file, after fit")
+
+
+def _check_no_checkpoints(every: int | None, resume: bool) -> None:
+    """Raise InputError for arguments about checkpoints where none are written."""
+    if resume:
+        raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
+    if every is not None:
+        raise InputError("checkpoint_every", every, "left out without checkpoint", "name the folder of the checkpoints")
+
+
+def _classes_like(predicted: np.ndarray, y: Any) -> np.ndarray:
+    """Return ``y`` as an array; InputError where it cannot be compared with what was predicted."""
+    truth = np.asarray(y)
+    if truth.shape != predicted.shape:
+        raise InputError("y", f"shape {truth.shape}", f"of shape {predicted.shape}, a class for every row")
+    kinds = [array.dtype.kind in "biuf" for array in (truth, predicted)]
+    if truth.dtype.kind != "O" and predicted.dtype.kind != "O" and kinds[0] != kinds[1]:
+        raise InputError("y", f"of type {truth.dtype}", f"classes as in fit, of type {predicted.dtype}")
+    return truth
+
+
+def _weights(given: Any, rows: int) -> np.ndarray | None:
+    """Return the weights of the rows; InputError for others than a number of at least 0 for each, not all 0."""
+    if given is None:
+        return None
+    try:
+        weights = np.asarray(given, dtype=np.float64)
+    except (ValueError, TypeError):
+        weights = np.empty(0)
+    if weights.shape != (rows,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise InputError("sample_weight", f"{given!r:.40}", f"{rows} numbers of at least 0, not all 0")
+    return weights
 
 
 def _readable(graph: Any, on_disk: bool) -> Any:
@@ -113,8 +155,9 @@ class NodeClassifier:
 
     eval_every: int = param(1, whole(1), "iterations between evaluations, of which the best is kept")
     threads: int | None = param(
-        None, optional(whole(1)), "BLAS threads of each rank (default: cores / ranks)"
-    )
+        None, optional(whole(1, MOST_THREADS)),
+        "BLAS threads of each rank (default: OMP_NUM_THREADS, else cores / ranks)",
+    )  # fmt: skip
 
     def __new__(cls, *values: Any, **named: Any) -> NodeClassifier:
         """Refuse what is no hyper-parameter, with the nearest one: a TypeError, as Python's own."""
@@ -163,7 +206,9 @@ class NodeClassifier:
         KeyboardInterrupt and SystemExit(143).
         """
         began = time.perf_counter()
-        self.__dict__.pop("model_", None)  # a fit that fails leaves nothing half old, half new
+        _check_watchers(watch, trace)
+        for name in LEARNED:  # a fit that fails leaves nothing half old, half new
+            self.__dict__.pop(name, None)
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
         every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
@@ -172,13 +217,15 @@ class NodeClassifier:
         kept["trace"] = None if trace is None else "given"
         self._agree(transport, settings, graph, y, kept)
         limit = together(transport, lambda: limit_of(type(self), memory, scratch, others, transport.size))
+        if limit is None and checkpoint is None:
+            _check_no_checkpoints(every, resume)
         threads = set_threads(settings.threads, transport)
         graph = _readable(graph, limit is not None)
         on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
         )
-        saver = self._saver(checkpoint, checkpoint_every, resume, transport) if limit is None else None
+        saver = None if checkpoint is None else Saver(checkpoint, checkpoint_every, resume, transport)
         about: dict[str, Any] = {}
         if limit is not None and scratch is not None:
             # every pass writes over the state of the checkpoint before the last
@@ -215,13 +262,6 @@ class NodeClassifier:
             facts = {"solver": type(self).__name__, **environment(), **settings_of(settings)}
             facts |= {name: str(value) for name, value in kept.items()}
             require_agreement(transport, facts | {"data": data_digest(graph, y)})
-
-    def _saver(self, folder: Any, every: int, resume: bool, transport: Transport) -> Saver | None:
-        if folder is None:
-            if resume:
-                raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
-            return None
-        return Saver(folder, every, resume, transport)
 
     @staticmethod
     def _graph_rows(graph: Graph | AugmentedFolder | GraphFolder) -> tuple[np.ndarray, np.ndarray, dict[str, slice]]:
@@ -295,7 +335,9 @@ class NodeClassifier:
         if not isinstance(graph, (Graph, AugmentedFolder)):
             if y is None:
                 raise InputError("y", None, "given with an array of features")
-            return float(np.average(self.predict(graph) == np.asarray(y), weights=sample_weight))
+            predicted = self.predict(graph)
+            right = predicted == _classes_like(predicted, y)
+            return float(np.average(right, weights=_weights(sample_weight, len(right))))
         if y is not None or sample_weight is not None:
             raise InputError("y, sample_weight", "given", "left out with a Graph", "it holds its labels")
         if split not in PARTS:
@@ -322,6 +364,8 @@ class NodeClassifier:
         model, augmenter, classes = load_model(path)
         if type(model).__name__ != self.network:
             raise InputError("model", str(path), f"a file with a {self.network}", f"it holds a {type(model).__name__}")
+        for name in LEARNED:  # of an earlier fit
+            self.__dict__.pop(name, None)
         self.model_, self.augmenter_, self.classes_ = model, augmenter, classes
         self.n_features_in_ = self.model_.widths[0]
         if self.augmenter_ is not None:

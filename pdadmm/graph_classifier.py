@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from pdadmm.errors import InputError
 from pdadmm.estimator import NodeClassifier, real_matrix
 from pdadmm.models.gamlp import GAMLP
 from pdadmm.parallel.transport import Transport
-from pdadmm.parameters import fraction, non_negative, one_of, param, whole
+from pdadmm.parameters import fraction, non_negative, one_of, param, parameters, whole
 from pdadmm.prior import class_shares, logit_shift
 
 __all__ = ["GraphClassifier"]
+
+AUGMENTATION = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling")
+
+log = logging.getLogger("pdadmm")
 
 
 @dataclass(eq=False, repr=False)
@@ -69,6 +74,8 @@ class GraphClassifier(NodeClassifier):
             self.classes_, self.n_features_in_ = np.arange(graph.num_classes), graph.num_features
         else:
             X, labels = self._checked_arrays(graph, y, getattr(torch, settings.dtype))
+            if transport.rank == 0:
+                warn_of_idle(settings)
             V = len(labels)
             parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
         self._check_patience(settings, parts)
@@ -128,8 +135,7 @@ class GraphClassifier(NodeClassifier):
 
     @staticmethod
     def _augmenter(settings) -> Augmenter:
-        names = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
-        return Augmenter(**{name: getattr(settings, name) for name in names})
+        return Augmenter(**{name: getattr(settings, name) for name in (*AUGMENTATION, "dtype")})
 
     def _checked_arrays(self, X: Any, y: Any, dtype: torch.dtype) -> tuple[Any, np.ndarray]:
         if y is None:
@@ -182,13 +188,22 @@ class GraphClassifier(NodeClassifier):
             X = self.augmenter_.transform(graph)
         elif isinstance(graph, AugmentedFolder):
             X = graph.read()
-        X = torch.as_tensor(real_matrix(X), dtype=self.model_.layers[0].weight.dtype)
+        array = real_matrix(X)
+        X = torch.as_tensor(array if array.flags.writeable else array.copy(), dtype=self.model_.layers[0].weight.dtype)
         if X.shape[1] != self.model_.widths[0]:
             raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
         if given:
             check_finite(X)
         with torch.no_grad():
             return self.model_(X)
+
+
+def warn_of_idle(settings: GraphClassifier) -> None:
+    """Warn of hyper-parameters of the augmentation, where the features come augmented."""
+    fields = {field.name: field.default for field in parameters(type(settings))}
+    idle = [name for name in AUGMENTATION if getattr(settings, name) != fields[name]]
+    if idle:
+        log.warning("%s: no part in fit(X, y), where X is augmented already: they are of Augmenter", ", ".join(idle))
 
 
 def check_finite(X: torch.Tensor) -> None:

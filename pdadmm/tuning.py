@@ -178,6 +178,10 @@ def tune(
     >>> [trial["trial"] for trial in trials], best_trial(trials)["val_accuracy"] > 0.8
     ([0, 1], True)
     """
+    if not isinstance(graph, Graph):
+        raise InputError("graph", type(graph).__name__, "a Graph", "arrays have no validation nodes")
+    if type(budget) is not int or budget < 1:
+        raise InputError("budget", budget, "a whole number of at least 1")
     graphs = [graph, *(other for other, _ in others)]
     if any(one.splits is None or not len(one.splits["val"]) for one in graphs):
         raise InputError("split", "without validation nodes", "one with validation nodes, as they choose")

@@ -97,8 +97,11 @@ BAD_PARTS = {
     "no features": ({"x_data": None}, "without the key x_data"),
     "one split": ({"val_idx": None}, "without the key val_idx"),
     "no edges": ({"edge_index": None}, "with the keys"),
-    "pickled": ({"y": np.array([0, 1, None], dtype=object)}, "holds object, not plain numbers"),
-    "text": ({"y": np.array(["a", "b", "c"])}, "not plain numbers"),
+    "pickled": (
+        {"y": np.array([0, 1, None], dtype=object)},
+        "y in .*tiny.npz = an array of object: must be plain numbers; number names",
+    ),
+    "text": ({"y": np.array(["a", "b", "c"])}, "y in .*tiny.npz = an array of <U1: must be plain numbers"),
     "edge range": ({"edge_index": np.array([[0], [3]])}, "edge_index in .*tiny.npz = 3"),
     "edge axes": ({"edge_index": np.array([0, 1])}, "edge_index in"),
     "x_shape": ({"x_shape": np.array([3])}, "x_shape in"),

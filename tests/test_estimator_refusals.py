@@ -183,3 +183,49 @@ def test_a_model_is_saved_to_a_file_in_a_folder_that_exists(trained, tmp_path, m
     with pytest.raises(InputError, match="must be a file in a folder that exists"):
         trained.save(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_score_compares_like_with_like(arrays):
+    X, y = arrays
+    solver = PDADMMG(layers=2, hidden=4, iterations=2).fit(X, y)
+    for bad in (y[:, None], y[:3], y[0], [y[0]]):
+        with pytest.raises(InputError, match=rf"y = shape .* of shape \({len(y)},\)"):
+            solver.score(X, bad)
+    with pytest.raises(InputError, match="y = of type int64: must be classes as in fit, of type <U5"):
+        solver.score(X, np.arange(len(y)))
+    for bad in (np.zeros(len(y)), np.ones(3), -np.ones(len(y)), ["a"] * len(y)):
+        with pytest.raises(InputError, match=f"sample_weight = .*: must be {len(y)} numbers of at least 0"):
+            solver.score(X, y, sample_weight=bad)
+    assert solver.score(X, y, sample_weight=np.ones(len(y))) == solver.score(X, list(y))
+
+
+def test_what_watches_is_checked_first(graph):
+    solver = PDADMMG(**SMALL)
+    with pytest.raises(InputError, match="watch = 3: must be a function"):
+        solver.fit(graph, watch=3)
+    with pytest.raises(InputError, match=r"trace = t\.json: must be a pdadmm\.Trace"):
+        solver.fit(graph, trace="t.json")
+    with pytest.raises(InputError, match="checkpoint_every = 3: must be left out without checkpoint"):
+        solver.fit(graph, checkpoint_every=3)
+    with pytest.raises(InputError, match="threads = 100000: must be a whole number of at least 1 and at most 1024"):
+        PDADMMG(threads=100_000).fit(graph)
+
+
+def test_nothing_of_an_earlier_fit_stays(graph, tmp_path):
+    solver = PDADMMG(**SMALL).fit(graph)
+    solver.save(tmp_path / "m")
+    fitted = PDADMMG(**SMALL | {"hidden": 3}).fit(graph).load(tmp_path / "m")
+    assert not any(hasattr(fitted, name) for name in ("history_", "stages_", "summary_"))
+    with pytest.raises(InputError):
+        solver.fit(graph, checkpoint_every=3)
+    assert not any(name.endswith("_") and not name.startswith("_") for name in vars(solver))
+
+
+def test_augmentation_of_arrays_is_warned_of(arrays, caplog):
+    X, y = arrays
+    PDADMMG(layers=2, hidden=4, iterations=2).fit(X, y)
+    assert not caplog.records
+    PDADMMG(layers=2, hidden=4, iterations=2, hops=7, operator="rw").fit(X, y)
+    assert [record.getMessage() for record in caplog.records] == [
+        "hops, operator: no part in fit(X, y), where X is augmented already: they are of Augmenter"
+    ]

@@ -15,6 +15,7 @@ from pdadmm.cli.common import (
     start_logging,
 )
 from pdadmm.contest import COMMON, SPLIT_SEEDS, TEST, Contest, compare
+from pdadmm.errors import InputError
 from pdadmm.parameters import fraction, one_of, parameters, whole
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.standings import table, table_of_work
@@ -42,6 +43,9 @@ def run(arguments: list[str]) -> int:
         test=accepted("test", given.test, one_of(TEST)),
         common=common,
     )
+    for flag, value, default in (("tune_seeds", contest.tune_seeds, 1), ("tune_seed", contest.tune_seed, 1000)):
+        if not contest.budget and value != default:
+            raise InputError(flag, value, "left out with --budget 0", "nothing is tuned")
     solvers = _listed("solvers", given.solvers, one_of(tuple(SOLVERS)))
     depths = _listed("layers", given.layers, whole(1))
     targets = None if given.targets is None else _listed("targets", given.targets, fraction)

@@ -27,6 +27,9 @@ def from_pyg(data: Any, name: str = "graph", undirected: bool = True) -> Graph:
     >>> from_pyg(data)  # doctest: +SKIP
     Graph(graph: 2,708 nodes, 5,278 edges, 1,433 dense features, 7 classes, splits 140/500/1,000)
     """
+    if isinstance(data, dict):
+        remedy = "types.SimpleNamespace(**data) has a dict's entries as attributes"
+        raise InputError("data", "a dict", "an object with the attributes edge_index and x", remedy)
     found = {key: _array(getattr(data, key, None)) for key in ("edge_index", "x", "y", "edge_weight")}
     for key in ("edge_index", "x"):
         if found[key] is None:

@@ -8,6 +8,7 @@ is set aside for it, and every array is checked before it is used.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import warnings
@@ -28,9 +29,15 @@ from pdadmm.files import memory_bytes, regular_file
 
 __all__ = ["Arrays", "in_file", "npy_header", "opened_npz", "read_npy", "read_npz", "write_npz"]
 
+log = logging.getLogger("pdadmm")
+
 _SPLIT_KEYS = {"train": "train_idx", "val": "val_idx", "test": "test_idx"}
 _MASK_KEYS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
 _LABEL_KEYS = ("y", "label", "labels")
+_KNOWN = (
+    *("edge_index", "edge_weight", "csc_indptr", "indices", "x", "feat", "x_data", "x_indices", "x_indptr", "x_shape"),
+    *_LABEL_KEYS, *_SPLIT_KEYS.values(), *_MASK_KEYS.values(),
+)  # fmt: skip
 _LARGEST_RATIO = 1040  # deflate cannot shrink data further than about 1032 to 1
 _HEADER_BYTES = 65536  # far more than a header has
 _LAYOUTS = "a file with edge_index and x (or x_data, x_indices, x_indptr, x_shape), or in Shchur's layout"
@@ -96,9 +103,19 @@ def _read_own(file: Arrays, name: str, own_split: str) -> Graph:
     labels = unlabelled(features) if label is None else class_numbers(label, file[label])
     splits = None
     if any(key in file.keys for key in _SPLIT_KEYS.values()):
+        lacks = next((key for key in _SPLIT_KEYS.values() if key not in file.keys), None)
+        if lacks is not None:
+            allowed = "a file with train_idx, val_idx and test_idx, or none of them"
+            raise InputError("dataset", f"{file.path} without the key {lacks}", allowed)
         splits = {part: file[key] for part, key in _SPLIT_KEYS.items()}
     elif any(key in file.keys for key in _MASK_KEYS.values()):
+        lacks = next((key for key in _MASK_KEYS.values() if key not in file.keys), None)
+        if lacks is not None:
+            raise InputError("dataset", f"{file.path} without the key {lacks}", "a file with all three masks, or none")
         splits = nodes_in_masks({part: file[key] for part, key in _MASK_KEYS.items()}, labels.size)
+    unread = sorted(file.keys - set(_KNOWN))
+    if unread:
+        log.info("%s: keys that are not read: %s", file.path, ", ".join(unread[:12]))
     pairs = file["edge_index"] if "edge_index" in file.keys else _pairs_by_column(file, labels.size)
     return Graph.from_edges(pairs, features, labels, splits, name, weights, own_split=own_split if splits else "")
 
@@ -152,6 +169,10 @@ def _damaged(path: Path, problem: Exception) -> InputError:
     return InputError("dataset", f"{path} ({reason_of(problem)})", "a complete .npz file", "fetch the file again")
 
 
+class NotNumbers(ValueError):
+    """An .npy file of something else, such as names; the text is its type."""
+
+
 class Arrays:
     """The arrays of an open .npz by key, read when asked for, without pickles."""
 
@@ -164,6 +185,9 @@ class Arrays:
         try:
             content = self._content(f"{key}.npy")
             return _parse_npy(content)
+        except NotNumbers as problem:
+            remedy = "number names: names, numbers = numpy.unique(.., return_inverse=True)"
+            raise InputError(f"{key} in {self.path}", f"an array of {problem}", "plain numbers", remedy) from None
         except Exception as problem:
             raise _damaged(self.path, ValueError(f"{key}: {reason_of(problem)}")) from None
 
@@ -252,7 +276,7 @@ def npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], b
         warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote; they are fine
         shape, fortran_order, dtype = readers[version](stream)
     if dtype.kind not in "biuf":
-        raise ValueError(f"holds {dtype}, not plain numbers; numpy.unique(.., return_inverse=True) numbers names")
+        raise NotNumbers(str(dtype))
     if any(not isinstance(length, int) or length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
     if math.prod(shape) * dtype.itemsize != size - stream.tell():
