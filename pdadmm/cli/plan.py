@@ -42,7 +42,7 @@ FLAGS: dict[str, tuple[Check, Any, str]] = {
     "ranks": (whole(1), None, "ranks to plan for"),
     "classes": (whole(2), 10, "classes"),
     "hops": (whole(0), 4, "hops K of the augmentation: n_0 is K + 1 times the features"),
-    "train-nodes": (_count(1), None, "training nodes V (default: all nodes)"),
+    "train-nodes": (_count(1), None, "training nodes V (default: labelled nodes, else all)"),
     "labelled-nodes": (_count(1), None, "labelled nodes, which evaluation passes through (default: training nodes)"),
     "halo-rows": (_count(0), None, "rows that a GCN's halo moves for a layer one way (default: a cut at random)"),
     "bits": (whole_of(BITS), 32, "bits of each number of p and q in a message"),
@@ -112,7 +112,7 @@ def _values(given: argparse.Namespace) -> dict[str, Any]:
             raise InputError(name, text, "used with --simulate or --figures")
     if given.no_overlap and not (given.simulate or given.figures):
         raise InputError("no_overlap", "given", "used with --simulate or --figures")
-    values["train_nodes"] = values["train_nodes"] or values["nodes"]
+    values["train_nodes"] = values["train_nodes"] or values["labelled_nodes"] or values["nodes"]
     values["labelled_nodes"] = values["labelled_nodes"] or values["train_nodes"]
     for small, large in (("train_nodes", "nodes"), ("train_nodes", "labelled_nodes"), ("labelled_nodes", "nodes")):
         if values[small] > values[large]:
