@@ -59,7 +59,8 @@ setup(
     ],
     extras_require={
         "mpi": MPI,  # any MPI will do: a cluster's own, or `pip install mpich`
-        "gpu": ["cupy-cuda13x>=14.0,<15"],
+        "gpu": ["cupy-cuda13x>=14.0,<15"],  # for torch built with CUDA 13
+        "gpu12": ["cupy-cuda12x>=14.0,<15"],  # and with CUDA 12
         "plot": PLOT,
         "partition": ["pymetis>=2025.1"],
         "docs": ["sphinx>=8.2", "myst-parser>=4.0", "furo>=2024.8"],

@@ -1,7 +1,7 @@
 """Speed on a GPU: kernels against a copy of the same bytes, S X against cuSPARSE, an iteration against its products.
 
-    python benchmarks/gpu.py --repeat 9 --json gpu.json      (needs 16 GB of GPU memory; 120 GB for the iteration)
-    python benchmarks/gpu.py --layers 5                      (an iteration in 70 GB)
+    python benchmarks/gpu.py --repeat 9 --json gpu.json      (needs 25 GB of GPU memory; 125 GB for the iteration)
+    python benchmarks/gpu.py --layers 5                      (an iteration in 75 GB)
 
 The hops of the augmentation as a whole start and end in main memory; what crosses the bus is counted, once.
 
@@ -114,7 +114,7 @@ def newton(table: Table, V: int, C: int) -> None:
         z.copy_(a)
         gpu.softmax_newton_(z, a, y, NU)
 
-    table.add(f"softmax_newton_, {C} classes (with a copy)", call, V, "million nodes/ms")
+    table.add(f"softmax_newton_, {C} classes (with a copy)", call, 1e3 * V, "million nodes/s")
 
 
 def messages(table: Table, V: int, n: int, bits: int) -> None:
@@ -206,7 +206,7 @@ def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
 
 def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: int = 10) -> None:
     """An iteration of the whole network on the device, beside its products and its traffic."""
-    needed, (free, _) = 4.0 * V * (n * (5 * layers + 8) + inputs), torch.cuda.mem_get_info()
+    needed, (free, _) = 4.0 * V * (n * (5 * layers + 10) + inputs), torch.cuda.mem_get_info()
     if needed > free:
         told = f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: --layers N has fewer"
         print(f"| iteration, {layers} layers of {n}: {told} | | | | |")

@@ -22,7 +22,8 @@ from pdadmm.parallel.launch import cores, launched_size
 
 __all__ = ["CHECKS", "facts", "launch_ranks", "mpi_facts", "run_check", "same_on_ranks", "starter"]
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm", "mpi4py", "matplotlib", "cupy-cuda13x")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "tqdm", "mpi4py", "matplotlib")
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # one of them: that of torch's CUDA
 RANKS = 2
 LIMIT = 60.0  # seconds for the launch of the ranks; a healthy one takes few
 
@@ -39,13 +40,18 @@ def facts() -> dict[str, str]:
     kernels = [f"{name} {'compiled' if one.available() else instead}" for name, (one, instead) in built.items()]
     return {
         "pdadmm": f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "packages": ", ".join(f"{name} {_version(name)}" for name in (*PACKAGES, *_cupy())),
         "kernels": ", ".join(kernels),
         "processor": f"{cores()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "bf16": _bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use",
         "data": os.environ.get("PDADMM_DATA") or "PDADMM_DATA is not set",
     }
+
+
+def _cupy() -> list[str]:
+    """Return the CuPy packages that are installed, the first one's name where none is."""
+    return [name for name in CUPY if _version(name) != "not installed"] or [CUPY[0]]
 
 
 def _version(package: str) -> str:

@@ -265,14 +265,17 @@ class Ranks(LocalTransport):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretend that torch has so many GPUs."""
+    """Pretend that torch has so many GPUs; returns with ``current`` those that were made the current one."""
+    current: list[torch.device] = []
 
     def pretend(count: int, fused: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
         monkeypatch.setattr(device_module.gpu_launch, "available", lambda: fused)
 
+    pretend.current = current
     return pretend
 
 
@@ -297,6 +300,8 @@ def test_a_gpu_for_each_rank(gpus):
     for count, index in ((1, 0), (2, 1), (8, 1)):
         gpus(count)
         assert choose_device("auto", Ranks(same, same)) == torch.device("cuda", index)
+        assert gpus.current[-1] == torch.device("cuda", index)  # no rank opens another's
+    chosen = len(gpus.current)
     with pytest.raises(InputError, match="A100 with CuPy and H100 with CuPy"):
         choose_device("auto", Ranks(same, ("A100", True)))
     with pytest.raises(InputError, match="H100 with CuPy and H100 without CuPy"):
@@ -304,6 +309,7 @@ def test_a_gpu_for_each_rank(gpus):
     with pytest.raises(InputError, match="ranks are without a GPU"):
         choose_device("cuda", Ranks(same, None))
     assert choose_device("auto", Ranks(same, None)) == CPU
+    assert len(gpus.current) == chosen
 
 
 def test_without_cupy_it_is_said(gpus, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
@@ -66,10 +67,15 @@ def test_kernels_and_packages_that_are_missing_are_named(alone, monkeypatch, cap
     monkeypatch.setattr(doctor, "CHECKS", {})
     monkeypatch.setattr(fused, "available", lambda: False)
     monkeypatch.setattr(doctor, "PACKAGES", ("koala",))
+    monkeypatch.setattr(doctor, "CUPY", ("cupy-of-one-cuda", "numpy"))
     assert main(["doctor"]) == 0
     told = lines_of(capsys.readouterr().out)
     assert "updates plain torch" in told["kernels"]
-    assert told["packages"] == "koala not installed"
+    assert re.fullmatch(r"koala not installed, numpy \d\S+", told["packages"])
+    monkeypatch.setattr(doctor, "CUPY", ("cupy-of-one-cuda", "cupy-of-another"))
+    assert main(["doctor"]) == 0
+    told = lines_of(capsys.readouterr().out)
+    assert told["packages"] == "koala not installed, cupy-of-one-cuda not installed"
 
 
 def wrong_q(q, p_next, u, f_z, nu, rho) -> None:

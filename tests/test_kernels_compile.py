@@ -58,6 +58,8 @@ def test_nvrtc(name):
     path = find_nvrtc()
     if path is None:
         pytest.skip("no libnvrtc: the nvidia-cuda-nvrtc wheel or a CUDA toolkit has it")
+    for builtins in path.parent.glob("libnvrtc-builtins.so.*"):  # which it would look for on the system's path
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
     cubin = compile_with_nvrtc(ctypes.CDLL(str(path)), gpu_launch.source(name), f"{name}.cu")
     assert KERNELS[name].encode() in cubin
 
@@ -80,7 +82,7 @@ def test_the_file_that_cupy_loads_is_whole(tmp_path, monkeypatch):
 
 def compile_with_nvrtc(library: ctypes.CDLL, source: str, name: str) -> bytes:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    options = [option.encode() for option in (f"--gpu-architecture={ARCHITECTURE}", *gpu_launch.OPTIONS)]
+    options = [option.encode() for option in (f"--gpu-architecture={ARCHITECTURE}", *gpu_launch.NVRTC_OPTIONS)]
     array = (ctypes.c_char_p * len(options))(*options)
     text = ctypes.c_char_p(source.encode())
     assert library.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), 0, None, None) == 0

@@ -61,7 +61,7 @@ def run(*command: str, **options) -> str:
 
 def test_the_pins_lie_in_the_ranges(setup_arguments):
     extras = setup_arguments["extras_require"]
-    assert set(extras) == {"mpi", "gpu", "plot", "partition", "docs", "test"}
+    assert set(extras) == {"mpi", "gpu", "gpu12", "plot", "partition", "docs", "test"}
     needed = [*setup_arguments["install_requires"], *extras["mpi"], *extras["plot"], *extras["test"]]
     for requirement in map(Requirement, needed):
         assert requirement.specifier, f"{requirement} has no bound"

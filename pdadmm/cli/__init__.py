@@ -45,6 +45,13 @@ COMMANDS = {
 }
 
 
+# What RuntimeErrors of torch, CUDA's libraries and CuPy say where memory does not suffice.
+NO_MEMORY = (
+    "can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation",
+)  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -61,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError as error:
         return _out_of_memory(error)
     except RuntimeError as error:
-        if not any(words in str(error) for words in ("can't allocate memory", "CUDA out of memory")):  # torch's own
+        if not any(words in str(error) for words in NO_MEMORY):
             raise
         return _out_of_memory(error)
     except Interrupted:  # it has been said
@@ -94,7 +101,7 @@ def _out_of_memory(error: Exception) -> int:
     of_gpu = re.search(r"(GPU \d+) has a total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", str(error))
     where = "this machine has" if of_gpu is None else f"{of_gpu[1]} has, {of_gpu[3]} free of {of_gpu[2]}"
     remedy = "a smaller network, fewer hops, or more ranks take less; pdadmm plan foretells the memory of a training"
-    if "CUDA" in str(error):
+    if "CUDA" in str(error).upper() or "CUSOLVER" in str(error) or "CUBLAS" in str(error):
         remedy = "a smaller network, or more ranks with a GPU each, take less; --device cpu has main memory"
     console.complain(str(InputError("memory", value, f"within what {where}", remedy)))
     return _end_all(2)

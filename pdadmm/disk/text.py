@@ -104,5 +104,6 @@ def _bad_line(text: bytes, path: Path, columns: int, line: int) -> InputError:
     pattern = re.compile(rb"[,;\t ]".join([rb"[+-]?[0-9]{1,18}"] * columns))
     bad = next((n, row) for n, row in enumerate(text.split(b"\n")) if not pattern.fullmatch(row))
     number, shown = bad[0], bad[1][:60].decode("utf-8", "replace")
-    allowed = "one whole number" if columns == 1 else f"{columns} whole numbers with one comma, semicolon, tab or space between"
+    several = f"{columns} whole numbers with one comma, semicolon, tab or space between"
+    allowed = "one whole number" if columns == 1 else several
     return InputError("file", f"{path}, line {line + number}: {shown}", f"lines of {allowed}")

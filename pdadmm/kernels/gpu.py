@@ -102,7 +102,7 @@ _ROW_SHAPES = ((32, 1), (32, 2), (32, 4), (256, 2), (256, 4))  # threads per row
 _CLASS_SHAPES = ((8, 1), (8, 2), (8, 4), (32, 2), (32, 4), (32, 8), (32, 16))  # lanes per node, classes per lane
 
 
-def softmax_newton_(z: Tensor, a: Tensor, y: Tensor, nu: float, steps: int = 60) -> bool:
+def softmax_newton_(z: Tensor, a: Tensor, y: Tensor, nu: float, steps: int = 100) -> bool:
     """Move z to argmin logsumexp(z_i) - z_i[y_i] + nu/2 |z_i - a_i|^2 for every node i, all Newton steps in one launch.
 
     Equal to ``softmax_newton``, with its damping and stopping rule; z is the start. Returns False, and does nothing,

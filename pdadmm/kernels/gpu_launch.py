@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["OPTIONS", "SOURCES", "available", "compiled", "launch", "source"]
+__all__ = ["NVRTC_OPTIONS", "OPTIONS", "SOURCES", "available", "compiled", "launch", "source"]
 
 SOURCES = ("updates", "newton", "scale", "codec", "spmm")
 # No contraction to fused multiply-adds, no flush of subnormal numbers: the results are those of plain torch on the CPU.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
+NVRTC_OPTIONS = ("-default-device", *OPTIONS)  # up to CUDA 13.1 it takes functions that say nothing for the host's
 DEVICE = "cuda"  # the kind of tensor that launch takes; the tests' emulator takes "cpu"
 THREADS = 256  # the most threads of a block; the kernels rely on it
 SUFFIX = {torch.float32: "float", torch.float64: "double"}
@@ -101,7 +102,7 @@ def compiled(name: str, architecture: str) -> Path:
     """
     from cupy.cuda import nvrtc
 
-    text, options = source(name), (f"-arch={architecture}", *OPTIONS)
+    text, options = source(name), (f"-arch={architecture}", *NVRTC_OPTIONS)
     key = hashlib.sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser()
     path = folder / f"pdadmm-{name}-{architecture}-{key}.cubin"
@@ -110,13 +111,17 @@ def compiled(name: str, architecture: str) -> Path:
     code = _compile(text, f"{name}.cu", options)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")  # another rank may compile it at the same time
-        part.write_bytes(code)
+        return _written(code, path)
     except OSError:  # a home that cannot be written
-        path = Path(tempfile.mkdtemp(prefix="pdadmm-")) / path.name
-        part = path.with_suffix(".part")
-        part.write_bytes(code)
-    return part.replace(path)
+        return _written(code, Path(tempfile.mkdtemp(prefix="pdadmm-")) / path.name)
+
+
+def _written(code: bytes, path: Path) -> Path:
+    """Write a file of its own first: others may compile the same at the same time."""
+    file, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    with os.fdopen(file, "wb") as part:
+        part.write(code)
+    return Path(name).replace(path)
 
 
 def _compile(text: str, name: str, options: tuple[str, ...]) -> bytes:

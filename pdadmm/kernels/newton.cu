@@ -46,7 +46,7 @@ __device__ void softmax_newton(T *z, const T *a, const index_t *y, index_t V, in
       total += pi[k];
     }
     total = group_sum<L>(total);
-    T worst = (T)0, size = (T)0;
+    T worst = (T)0, size = (T)0, odd = (T)0; // odd: 0, or NaN where a slope is not finite, which a maximum would drop
 #pragma unroll
     for (int k = 0; k < K; k++) {
       bool valid = k * L + lane < C;
@@ -55,11 +55,12 @@ __device__ void softmax_newton(T *z, const T *a, const index_t *y, index_t V, in
       if (k * L + lane == target) step[k] -= (T)1;
       T slope = fabs(step[k]), reach = fabs(z_[k]) + fabs(a_[k]);
       worst = valid && slope > worst ? slope : worst;
+      odd += valid ? slope - slope : (T)0;
       size = valid && reach > size ? reach : size;
     }
-    worst = group_max<L>(worst);
+    worst = group_max<L>(worst) + group_sum<L>(odd);
     size = group_max<L>(size);
-    active = active && worst > tolerance * ((T)1 + nu * size);
+    active = active && !(worst <= tolerance * ((T)1 + (nu + (T)0.25) * size)); // NaN stays, and shows
     if (!__any_sync(WARP, active)) break;
     T product = (T)0, shares = (T)0;
 #pragma unroll
@@ -84,13 +85,17 @@ __device__ void softmax_newton(T *z, const T *a, const index_t *y, index_t V, in
     T spread = group_max<L>(high) + group_max<L>(low);
     T damping = spread > (T)1e-6 ? log1p(spread) / spread : (T)1;
     bool far = active && spread > (T)1;
-    if (__any_sync(WARP, far)) { // the damped step is short there: try the whole one
-      T moved[K];
+    promised = group_sum<L>(promised);
+    if (__any_sync(WARP, far)) { // the damped step is short there: try 1, 1/4, .. of the whole one
+      T now = objective<T, L, K>(z_, a_, target, lane, C, nu), least = damping;
+      bool open = far;
+      for (T share = (T)1; __any_sync(WARP, open && share > least); share = share / (T)4) {
+        T moved[K];
 #pragma unroll
-      for (int k = 0; k < K; k++) moved[k] = z_[k] - step[k];
-      T gained = objective<T, L, K>(z_, a_, target, lane, C, nu) - objective<T, L, K>(moved, a_, target, lane, C, nu);
-      promised = group_sum<L>(promised);
-      if (far && gained >= (T)0.1 * promised) damping = (T)1;
+        for (int k = 0; k < K; k++) moved[k] = z_[k] - share * step[k];
+        T gained = now - objective<T, L, K>(moved, a_, target, lane, C, nu);
+        if (open && share > least && gained >= (T)0.1 * share * promised) damping = share, open = false;
+      }
     }
 #pragma unroll
     for (int k = 0; k < K; k++)

@@ -71,6 +71,8 @@ def choose_device(name: str, transport: Transport) -> torch.device:
         raise InputError("device", name, "cpu where the ranks' GPUs differ", f"there are {told}")
     if not gpu_launch.available() and transport.rank == 0:
         log.info("device cuda: without CuPy the updates take several passes over their arrays")
+    # what asks for no GPU by name, CuPy and MPI among it, must not open the first one besides
+    torch.cuda.set_device(device)
     return device
 
 
@@ -197,8 +199,6 @@ def join_device(transport: Transport, device: torch.device) -> StagedTransport:
         refuses = told.index(False) if not all(told) else 0
         answer = own if refuses == 0 else "no"
         log.info("device cuda: p and q go %s; rank %d: MPI takes GPU memory: %s", messages_of(joined), refuses, answer)
-    if joined.direct and device.type == "cuda":
-        torch.cuda.set_device(device)  # what MPI does with GPU memory it does on the current one
     return joined
 
 

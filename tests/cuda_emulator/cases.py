@@ -110,8 +110,8 @@ def step_p(device: str, dtype, V: int, widths: tuple[int, int], offset: int) -> 
     arrays.close()
 
 
-def newton(device: str, dtype, V: int, C: int, nu: float) -> None:
-    a, z = random((V, C), dtype, 14, 3.0), random((V, C), dtype, 15, 3.0)
+def newton(device: str, dtype, V: int, C: int, nu: float, spread: float = 3.0, start: float = 3.0) -> None:
+    a, z = random((V, C), dtype, 14, spread), random((V, C), dtype, 15, start)
     y = torch.randint(0, C, (V,), generator=torch.Generator().manual_seed(16))
     expected = softmax_newton(a.double(), y, nu, z.double())
     plain = softmax_newton(a, y, nu, z)
@@ -144,6 +144,7 @@ def diverged(device: str) -> None:
     gpu.softmax_newton_(z, a.to(device), torch.zeros(40, dtype=torch.int64).to(device), 0.3)
     others = torch.arange(40) != 3
     assert bool(z.cpu()[others].isfinite().all())
+    assert bool(z.cpu()[3].isnan().all())
     g = a.clone()
     p, r = torch.ones(40, 7).to(device), torch.ones(40, 7).to(device)
     gpu.step_p_(p, r, g.to(device), torch.ones(40, 7).to(device), 1.0, 1.0)
@@ -325,6 +326,7 @@ NEWTON = [
     *(case(newton, dtype, 37, C, 0.3) for dtype in FLOATS for C in (1, 2, 7, 9, 16)),
     *(case(newton, dtype, 9, C, 0.3) for dtype in FLOATS for C in (30, 33, 100, 200, 300, 512)),
     *(case(newton, dtype, 100, 10, nu) for dtype in FLOATS for nu in (0.01, 0.1, 3.0)),
+    *(case(newton, torch.float64, 40, 10, 1e-4, *far) for far in ((3.0, 300.0), (1000.0, 1000.0))),
 ]
 TABLES = ((1, 1), (1, 5), (300, 3), (7, 100), (140, 8), (33, 31), (5, 1030), (1300, 1))
 MESSAGES = [
