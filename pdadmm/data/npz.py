@@ -170,7 +170,11 @@ def _damaged(path: Path, problem: Exception) -> InputError:
 
 
 class NotNumbers(ValueError):
-    """An .npy file of something else, such as names; the text is its type."""
+    """An .npy file of something else, such as names; ``kind`` is its type."""
+
+    def __init__(self, kind: np.dtype) -> None:
+        super().__init__(f"holds {kind}, not plain numbers; numpy.unique(.., return_inverse=True) numbers names")
+        self.kind = kind
 
 
 class Arrays:
@@ -187,7 +191,7 @@ class Arrays:
             return _parse_npy(content)
         except NotNumbers as problem:
             remedy = "number names: names, numbers = numpy.unique(.., return_inverse=True)"
-            raise InputError(f"{key} in {self.path}", f"an array of {problem}", "plain numbers", remedy) from None
+            raise InputError(f"{key} in {self.path}", f"an array of {problem.kind}", "plain numbers", remedy) from None
         except Exception as problem:
             raise _damaged(self.path, ValueError(f"{key}: {reason_of(problem)}")) from None
 
@@ -276,7 +280,7 @@ def npy_header(start: bytes | memoryview, size: int) -> tuple[tuple[int, ...], b
         warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote; they are fine
         shape, fortran_order, dtype = readers[version](stream)
     if dtype.kind not in "biuf":
-        raise NotNumbers(str(dtype))
+        raise NotNumbers(dtype)
     if any(not isinstance(length, int) or length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
     if math.prod(shape) * dtype.itemsize != size - stream.tell():
