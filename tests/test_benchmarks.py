@@ -23,7 +23,7 @@ SMALL = {
     "memory": (SHAPE, ["peak / state: "]),
     "ranks": (
         [*SHAPE, "--repeat", "2"],
-        ["efficiency against 1 copies: ", "speedup over one rank: ", "rank 0: exposed 0.0"],
+        ["efficiency against 1 copies: ", "speedup over one rank: ", "rank 0: exposed "],
     ),
     "scaling": (["--share", "0.01", "--repeat", "1"], ["V: slope ", "n: slope ", "L: slope "]),
     "sign": (["--nodes", "60", "--edges", "200", "--features", "9", "--repeat", "1"], ["torch.sparse / pdadmm"]),

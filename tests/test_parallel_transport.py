@@ -307,9 +307,10 @@ def test_a_digest_sees_every_change_of_the_data(graph, seed):
     assert data_digest(X.astype("f4"), y) != known
 
 
-def test_data_that_fit_refuses_have_no_digest():
-    assert data_digest([[1, 2], [3]], [0, 1]) == ""
-    assert data_digest(object(), None) == ""
+def test_data_that_fit_refuses_are_told_by_their_type():
+    assert data_digest([[1, 2], [3]], [0, 1]) == "list"
+    assert data_digest(object(), None) == "object"
+    assert data_digest(None, None) == "NoneType"
 
 
 # Envelopes of single arrays and collective calls
