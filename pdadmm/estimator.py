@@ -207,8 +207,7 @@ class NodeClassifier:
         """
         began = time.perf_counter()
         _check_watchers(watch, trace)
-        for name in LEARNED:  # a fit that fails leaves nothing half old, half new
-            self.__dict__.pop(name, None)
+        self._forget()  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
         every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
@@ -255,6 +254,11 @@ class NodeClassifier:
             self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
         transport.close()
         return self
+
+    def _forget(self) -> None:
+        """Drop what an earlier fit learned."""
+        for name in LEARNED:
+            self.__dict__.pop(name, None)
 
     def _agree(self, transport: Transport, settings: Any, graph: Any, y: Any, kept: dict[str, Any]) -> None:
         """Raise InputError on all ranks where they were not given the same; ``kept``: arguments about what is kept."""
@@ -364,8 +368,7 @@ class NodeClassifier:
         model, augmenter, classes = load_model(path)
         if type(model).__name__ != self.network:
             raise InputError("model", str(path), f"a file with a {self.network}", f"it holds a {type(model).__name__}")
-        for name in LEARNED:  # of an earlier fit
-            self.__dict__.pop(name, None)
+        self._forget()
         self.model_, self.augmenter_, self.classes_ = model, augmenter, classes
         self.n_features_in_ = self.model_.widths[0]
         if self.augmenter_ is not None:

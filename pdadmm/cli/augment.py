@@ -24,7 +24,6 @@ from pdadmm.parameters import memory_size, one_of, parameters, refuse_idle, whol
 __all__ = ["run"]
 
 SOURCE = "source.json"  # of what a graph was written that had been no folder
-PARAMETERS = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype")
 
 
 def run(arguments: list[str]) -> int:
@@ -86,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 def _fields() -> list:
     """The hyper-parameters of the augmentation, as the solvers have them."""
     from pdadmm.admm.estimator import PDADMMG
+    from pdadmm.graph_classifier import AUGMENTATION
 
-    return [field for field in parameters(PDADMMG) if field.name in PARAMETERS]
+    return [field for field in parameters(PDADMMG) if field.name in (*AUGMENTATION, "dtype")]
 
 
 def _request(given: argparse.Namespace, split: str | None) -> Request:

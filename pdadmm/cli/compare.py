@@ -43,9 +43,9 @@ def run(arguments: list[str]) -> int:
         test=accepted("test", given.test, one_of(TEST)),
         common=common,
     )
-    for flag, value, default in (("tune_seeds", contest.tune_seeds, 1), ("tune_seed", contest.tune_seed, 1000)):
-        if not contest.budget and value != default:
-            raise InputError(flag, value, "left out with --budget 0", "nothing is tuned")
+    for flag in ("tune_seeds", "tune_seed"):
+        if not contest.budget and getattr(contest, flag) != getattr(Contest, flag):  # the class has the defaults
+            raise InputError(flag, getattr(contest, flag), "left out with --budget 0", "nothing is tuned")
     solvers = _listed("solvers", given.solvers, one_of(tuple(SOLVERS)))
     depths = _listed("layers", given.layers, whole(1))
     targets = None if given.targets is None else _listed("targets", given.targets, fraction)

@@ -66,10 +66,9 @@ class Config:
         words = []
         for key, value in self.values.items():
             if key not in known:
-                owners = parser.owners(f"--{key}")
-                if owners:
-                    allowed = f"a flag of {parser.prog} with --solver {parser.solver}"
-                    raise InputError("config", f"{self.path}, key {key}", allowed, f"it is of {', '.join(owners)}")
+                of_others = parser.of_others(f"--{key}")
+                if of_others is not None:
+                    raise InputError("config", f"{self.path}, key {key}", *of_others)
                 near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them"
                 raise InputError("config", f"{self.path}, key {key}", "a flag without its hyphens", remedy)

@@ -79,15 +79,21 @@ class Parser(argparse.ArgumentParser):
             if "--dataset" in self._option_string_actions:
                 remedy = f"a graph is named by --dataset {word}"
             return InputError("argument", word, f"a flag of {self.prog}", remedy)
-        allowed = f"a flag of {self.prog}"
-        owners = self.owners(word)
-        if owners:
-            return InputError("flag", word, f"{allowed} with --solver {self.solver}", f"it is of {', '.join(owners)}")
+        of_others = self.of_others(word)
+        if of_others is not None:
+            return InputError("flag", word, *of_others)
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
         near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.65)
-        return InputError("flag", word, allowed, f"did you mean --{near[0]}?" if near else remedy)
+        return InputError("flag", word, f"a flag of {self.prog}", f"did you mean --{near[0]}?" if near else remedy)
 
-    def owners(self, flag: str) -> list[str]:
+    def of_others(self, flag: str) -> tuple[str, str] | None:
+        """Return what to say, allowed and remedy, of a flag that only other solvers have; None for any other word."""
+        owners = self._owners(flag)
+        if not owners:
+            return None
+        return f"a flag of {self.prog} with --solver {self.solver}", f"it is of {', '.join(owners)}"
+
+    def _owners(self, flag: str) -> list[str]:
         """Return the solvers that have a flag which this parser's has not."""
         if self.solver is None:
             return []

@@ -101,23 +101,25 @@ def _read_own(file: Arrays, name: str, own_split: str) -> Graph:
     weights = file["edge_weight"] if "edge_weight" in file.keys else None
     label = next((key for key in _LABEL_KEYS if key in file.keys), None)
     labels = unlabelled(features) if label is None else class_numbers(label, file[label])
-    splits = None
-    if any(key in file.keys for key in _SPLIT_KEYS.values()):
-        lacks = next((key for key in _SPLIT_KEYS.values() if key not in file.keys), None)
-        if lacks is not None:
-            allowed = "a file with train_idx, val_idx and test_idx, or none of them"
-            raise InputError("dataset", f"{file.path} without the key {lacks}", allowed)
-        splits = {part: file[key] for part, key in _SPLIT_KEYS.items()}
-    elif any(key in file.keys for key in _MASK_KEYS.values()):
-        lacks = next((key for key in _MASK_KEYS.values() if key not in file.keys), None)
-        if lacks is not None:
-            raise InputError("dataset", f"{file.path} without the key {lacks}", "a file with all three masks, or none")
-        splits = nodes_in_masks({part: file[key] for part, key in _MASK_KEYS.items()}, labels.size)
+    splits = _all_or_none(file, _SPLIT_KEYS, "a file with train_idx, val_idx and test_idx, or none of them")
+    if splits is None:
+        masks = _all_or_none(file, _MASK_KEYS, "a file with all three masks, or none")
+        splits = None if masks is None else nodes_in_masks(masks, labels.size)
     unread = sorted(file.keys - set(_KNOWN))
     if unread:
         log.info("%s: keys that are not read: %s", file.path, ", ".join(unread[:12]))
     pairs = file["edge_index"] if "edge_index" in file.keys else _pairs_by_column(file, labels.size)
     return Graph.from_edges(pairs, features, labels, splits, name, weights, own_split=own_split if splits else "")
+
+
+def _all_or_none(file: Arrays, keys: dict[str, str], allowed: str) -> dict[str, np.ndarray] | None:
+    """The arrays of ``keys``, part -> key, or None without any of them; InputError where only some are there."""
+    lacks = [key for key in keys.values() if key not in file.keys]
+    if len(lacks) == len(keys):
+        return None
+    if lacks:
+        raise InputError("dataset", f"{file.path} without the key {lacks[0]}", allowed)
+    return {part: file[key] for part, key in keys.items()}
 
 
 def _pairs_by_column(file: Arrays, num_nodes: int) -> np.ndarray:
