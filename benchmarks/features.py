@@ -19,7 +19,7 @@ from accuracy import run, spread
 
 FEATURES = [
     {},
-    *({"hops": hops} for hops in (1, 2, 3, 6)),
+    *({"hops": hops} for hops in (1, 2, 3, 6, 8, 12)),
     *({"scaling": "hop-loo", "hops": hops} for hops in (4, 6)),
     *({"scaling": "hop-l2", "hops": hops} for hops in (2, 4)),
     *({"weighting": "ppr", "hops": 10, "alpha": alpha} for alpha in (0.05, 0.1, 0.2)),
@@ -27,7 +27,10 @@ FEATURES = [
     {"weighting": "ppr", "hops": 3, "alpha": 0.3},
     *({"weighting": "heat", "hops": 10, "heat_time": time} for time in (3.0, 5.0)),
     {"weighting": "heat", "hops": 10, "heat_time": 3.0, "scaling": "hop-l2"},
-    {"operator": "rw"},
+    *({"operator": "rw", "hops": hops} for hops in (4, 6, 8)),
+    *({"operator": "col", "hops": hops} for hops in (4, 6, 8)),
+    {"operator": "col", "weighting": "ppr", "hops": 10, "alpha": 0.1},
+    {"operator": "col", "weighting": "ppr", "hops": 3, "alpha": 0.3},
 ]
 
 

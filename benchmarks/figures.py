@@ -19,8 +19,9 @@ from collections.abc import Iterator
 import torch
 
 from pdadmm import PDADMMG, load_dataset
-from pdadmm.admm.layer import FirstLayer, squared_norm
+from pdadmm.admm.layer import FirstLayer
 from pdadmm.admm.network import Network
+from pdadmm.admm.updates import squared_norm
 
 MARKS = (10, 50, 100)
 

@@ -101,6 +101,8 @@ _ADMM: Space = {
     "prox_z": Choice((0.0, 0.1, 1.0)),
     "prior_weight": Choice((0.0, 0.25, 0.5, 0.75)),
     "iterations": Choice((12, 24, 48)),
+    "initial": Choice(("random", "labels")),
+    "first_layer": Choice(("auto", "cg")),
 }
 
 

@@ -26,6 +26,12 @@ def fit(graph, **parameters) -> PDADMMG:
     return PDADMMG(**given).fit(graph)
 
 
+def last_step(network) -> dict[str, np.ndarray]:
+    """The last step of W_1, where its form has one."""
+    first = network.layers[0].solver
+    return {"0.direction": first.direction.numpy().copy()} if first.name == "cg" else {}
+
+
 class Recorder:
     """Keeps the state before and after every iteration, and the logits of every evaluation."""
 
@@ -35,7 +41,7 @@ class Recorder:
 
         def iterate(network):
             self.networks.append(network)
-            self.before.append(state_of(network))
+            self.before.append(state_of(network) | last_step(network))
             plain_iterate(network)
             self.after.append(state_of(network))
 

@@ -26,6 +26,7 @@ KILLED_IN = 10
 CASES = {
     "exact": ("pdadmm-g", {"form": "exact", "acceleration": "all-stages"}),
     "gradient": ("pdadmm-g", {"form": "gradient", "first_layer": "gradient", "dtype": "float64", "eval_every": 4}),
+    "labels": ("pdadmm-g", {"initial": "labels", "first_layer": "cg", "acceleration": "all-stages"}),
     "leaky-stall": ("pdadmm-g", {"activation": "leaky_relu", "rho": 0.01, "rho_schedule": "stall", "stages": (2, 4)}),
     "stochastic": ("pdadmm-g-q", {"bits": 2, "rounding": "stochastic", "acceleration": "all-stages"}),
     "feedback": ("pdadmm-g-q", {"bits": 4, "coding": "value", "error_feedback": True, "q_bits": 8}),

@@ -35,6 +35,8 @@ CASES = {
     "schedule": ("csbm", {"rho": 0.01, "rho_schedule": "stall", "dtype": "float64", "iterations": 12}),
     "patience": ("csbm", {"iterations": 9, "patience": 2, "eval_every": 2, "stages": (2, 3, 10)}),
     "prior": ("csbm", {"prior_weight": 0.5}),
+    "labels": ("csbm", {"initial": "labels", "first_layer": "cg"}),
+    "labels-at-once": ("csbm", {"initial": "labels", "stages": (10,), "activation": "leaky_relu", "dtype": "float64"}),
     "bf16": ("csbm", {"products": "bf16", "form": "exact"}),
     "squared": ("csbm", {"loss": "squared_error", "activation": "identity", "mu": 0.01}),
     "arrays": ("arrays", {}),

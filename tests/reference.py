@@ -22,6 +22,7 @@ class State:
     z: list
     q: list
     u: list
+    last_step: np.ndarray | None = None  # of W[0], for "cg"
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Setting:
     prox: list
     target: list
     slope: float  # of the activation below 0
-    exact: list  # one truth value a layer: Cholesky solves, or majorised steps
+    exact: list  # one truth value a layer: Cholesky solves, or majorised steps; "cg" for layer 0's plane of two
     y: np.ndarray
     loss: str = "cross_entropy"
     floor: float = 0.0  # in exact steps W[l], l > 0, is held at its last value by floor (|p|^2 + 1) besides prox
@@ -118,17 +119,34 @@ def gradient_W_b(p, z, W, b, nu, mu, kappa, target):
     return W, b + (z - p @ W.T - b).mean(axis=0)
 
 
+def conjugate_W_b(p, z, W, b, last, kappa):
+    """The exact b, then for each neuron the best W in the plane of its gradient and its last step; p has mean zero."""
+    b = b + (z - p @ W.T - b).mean(axis=0)
+    G = (z - p @ W.T - b).T @ p - kappa * W
+    steps = np.zeros_like(W)
+    for j in range(len(W)):
+        D = np.stack([G[j], last[j]])
+        H, g = (p @ D.T).T @ (p @ D.T) + kappa * D @ D.T, D @ G[j]
+        if np.linalg.det(H) > np.finfo(float).eps ** 0.5 * H[0, 0] * H[1, 1]:
+            steps[j] = np.linalg.solve(H, g) @ D
+        elif H[0, 0] > 0:
+            steps[j] = g[0] / H[0, 0] * G[j]
+    return W + steps, b, steps
+
+
 def iterate(state: State, setting: Setting) -> State:
     """Return the state after one iteration: every p, then every W and b, every z, every q, every u."""
     s, L = setting, len(state.W)
     p, W, b, z = list(state.p), list(state.W), list(state.b), list(state.z)
-    q, u = list(state.q), list(state.u)
+    q, u, step = list(state.q), list(state.u), None
     for l in range(1, L):
         arguments = state.z[l], state.W[l], state.b[l], state.q[l - 1], state.u[l - 1], s.nu, s.rho
         p[l] = exact_p(*arguments) if s.exact[l] else gradient_p(state.p[l], *arguments)
     for l in range(L):
         mu = 0.0 if l == 0 else s.mu
-        if s.exact[l]:
+        if s.exact[l] == "cg":
+            W[l], b[l], step = conjugate_W_b(p[l], state.z[l], state.W[l], state.b[l], state.last_step, s.kappa[l])
+        elif s.exact[l]:
             prox = s.prox[l] + (s.floor * ((p[l] ** 2).sum() + 1) if l > 0 else 0.0)
             W[l], b[l] = exact_W_b(p[l], state.z[l], state.W[l], mu / s.nu, prox, s.kappa[l], s.target[l])
         else:
@@ -145,7 +163,7 @@ def iterate(state: State, setting: Setting) -> State:
     for l in range(L - 1):
         q[l] = (s.rho * p[l + 1] + state.u[l] + s.nu * activation(z[l], s.slope)) / (s.rho + s.nu)
         u[l] = state.u[l] + s.rho * (p[l + 1] - q[l])
-    return State(p, W, b, z, q, u)
+    return State(p, W, b, z, q, u, step)
 
 
 class Extrapolation:
@@ -181,7 +199,7 @@ class Extrapolation:
             now = state.q[l], state.u[l], state.z[l]
             q[l], u[l], z[l] = (x + beta * (x - old) for x, old in zip(now, self.last[l]))
             self.last[l] = now
-        return State(state.p, state.W, state.b, z, q, u)
+        return State(state.p, state.W, state.b, z, q, u, state.last_step)
 
 
 def risk(z, y, loss):

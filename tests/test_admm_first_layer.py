@@ -11,7 +11,14 @@ from admm_layer import SEEDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdadmm.admm.first_layer import FIRST_LAYERS, GradientFirst, GramFirst, KernelFirst, choose_first_layer
+from pdadmm.admm.first_layer import (
+    FIRST_LAYERS,
+    ConjugateFirst,
+    GradientFirst,
+    GramFirst,
+    KernelFirst,
+    choose_first_layer,
+)
 
 
 def first_problem(seed: int, N: int, V: int, n0: int, n: int, dtype=torch.float64):
@@ -86,11 +93,12 @@ def test_every_first_layer_form_keeps_its_own_word(name, kappa, seed, V, n0):
     torch.testing.assert_close(form.weights(), tuple(kept))
 
 
+@pytest.mark.parametrize("row", [GradientFirst, ConjugateFirst])
 @given(seed=SEEDS, V=st.integers(1, 15), n0=st.integers(1, 15), kappa=st.sampled_from([0.0, 0.2, 2.0]))
 @settings(max_examples=50, deadline=None)
-def test_the_gradient_form_descends(seed, V, n0, kappa):
+def test_the_forms_without_a_factor_descend(row, seed, V, n0, kappa):
     X, z = first_problem(seed, V, V, n0, 3)
-    form = GradientFirst(X, V, kappa)
+    form = row(X, V, kappa)
     form.set_weights(torch.ones(3, n0, dtype=X.dtype), torch.zeros(3, dtype=X.dtype))
     form.start()
 
@@ -105,12 +113,13 @@ def test_the_gradient_form_descends(seed, V, n0, kappa):
     assert all(later <= earlier + 1e-11 * (1 + earlier) for earlier, later in itertools.pairwise(values))
 
 
-def test_the_gradient_form_converges_to_the_direct_solution():
+@pytest.mark.parametrize(("row", "steps"), [(GradientFirst, 300), (ConjugateFirst, 6)])
+def test_the_forms_without_a_factor_converge_to_the_direct_solution(row, steps):
     X, z = first_problem(1, 20, 20, 4, 3)
-    form = GradientFirst(X, 20, 0.2)
+    form = row(X, 20, 0.2)
     form.set_weights(torch.ones(3, 4, dtype=X.dtype), torch.zeros(3, dtype=X.dtype))
     form.start()
-    for _ in range(300):
+    for _ in range(steps):
         a = form.update(z)
     W, b = direct_solution(X, z, form.kappa)
     torch.testing.assert_close(form.weights(), (W, b), rtol=1e-7, atol=1e-9)

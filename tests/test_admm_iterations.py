@@ -39,6 +39,7 @@ def reference_state(found: dict, X: np.ndarray) -> State:
         z=[found[f"{l}.z"] for l in layers],
         q=[found.get(f"{l}.above.q") for l in layers],
         u=[found.get(f"{l}.above.u") for l in layers],
+        last_step=found.get("0.direction"),
     )
 
 
@@ -55,7 +56,7 @@ def reference_setting(network: Network, estimator, y) -> Setting:
         prox=[0.0] + [s.prox_W * unit[l] for l in range(1, depth)],
         target=[None] + [np.eye(s.hidden) if l in hidden else None for l in range(1, depth)],
         slope=get_activation(s.activation).negative_slope,
-        exact=[first.name != "gradient"] + [not gradient] * (depth - 1),
+        exact=["cg" if first.name == "cg" else first.name != "gradient"] + [not gradient] * (depth - 1),
         y=y, loss=s.loss,
         floor=16 * np.finfo(np.float64).eps,  # the proximal weight at rounding level: felt where p is tiny
     )  # fmt: skip

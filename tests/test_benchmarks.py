@@ -88,7 +88,14 @@ def test_time_to_accuracy_reads_a_contest(run, tmp_path):
     file.write_text(json.dumps({"contest": contest, "commands": [], "targets": [], "rows": rows}))
     out = run("time_to_accuracy", str(file), "--layers", "3", "--seeds", "1")
     assert "validation accuracy 0.3960, 1 seeds" in out
-    assert [f"| {name} |" in out for name in ("adam", "pdadmm-g", "pdadmm-g, defaults")] == [True] * 3
+    names = "adam, tuned", "pdadmm-g, tuned", "pdadmm-g, defaults", "adam, soonest", "pdadmm-g, from labels"
+    assert all(f"| {name} |" in out for name in names)
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"rows": rows[:1]}))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(summary | {"contest": contest | {"hidden": 9}, "rows": rows[1:]}))
+    with pytest.raises(SystemExit):
+        run("time_to_accuracy", str(file), str(other), "--layers", "3")
 
 
 def test_augmentation_from_disk_prints_its_table(run, tmp_path):

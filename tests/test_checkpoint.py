@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 import pdadmm
 from pdadmm import PDADMMG, PDADMMGQ, Adam, InputError, csbm
+from pdadmm.admm.first_layer import FIRST_LAYERS
+from pdadmm.admm.label_start import INITIAL
 from pdadmm.cli import main
 from pdadmm.console import Progress
 from pdadmm.recording import KINDS_OF_WORK
@@ -37,7 +39,8 @@ def admm_settings(draw):
     """A solver of pdADMM-G with random settings, of small size."""
     given = {
         "form": draw(st.sampled_from(["exact", "gradient"])),
-        "first_layer": draw(st.sampled_from(["gram", "kernel", "gradient"])),
+        "first_layer": draw(st.sampled_from(list(FIRST_LAYERS))),
+        "initial": draw(st.sampled_from(INITIAL)),
         "acceleration": draw(st.sampled_from(["none", "first-stage", "all-stages"])),
         "rho_schedule": draw(st.sampled_from(["fixed", "stall"])),
         "rho": draw(st.sampled_from([None, 0.01])),

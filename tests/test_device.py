@@ -36,6 +36,8 @@ CASES = {
     "float32": {"dtype": "float32", "mu": 1e-3},
     "gradient": {"form": "gradient", "first_layer": "gradient", "acceleration": "all-stages"},
     "kernel": {"first_layer": "kernel", "activation": "leaky_relu", "acceleration": "none"},
+    "labels": {"initial": "labels", "first_layer": "cg", "acceleration": "all-stages"},
+    "labels, gram": {"initial": "labels", "first_layer": "gram", "dtype": "float32"},
     "gram": {"first_layer": "gram", "loss": "squared_error", "rho_schedule": "stall"},
     "bf16x3": {"products": "bf16x3", "dtype": "float32"},
     "4 bits": {"quantizer": Quantizer(bits=4)},

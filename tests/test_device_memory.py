@@ -322,6 +322,8 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
         (PDADMMG(device="cuda", device_memory=0), {}, "device_memory = 0: must be a size"),
         (PDADMMG(**ON_DEVICE | {"device_memory": "1MiB"}), {}, r"device_memory = 1MiB: must be at least \d+MiB for"),
         (PDADMMG(**ON_DEVICE, first_layer="kernel"), {}, "first_layer = kernel: must be auto, gram or gradient with"),
+        (PDADMMG(**ON_DEVICE, first_layer="cg"), {}, "first_layer = cg: must be auto, gram or gradient with"),
+        (PDADMMG(**ON_DEVICE, initial="labels"), {}, "initial = labels: must be random with device_memory"),
         (PDADMMG(**ON_DEVICE, quantizer=Quantizer()), {}, "left out with quantized messages; the scale"),
         (PDADMMGQ(**ON_DEVICE), {}, "device_memory = 1073741824: must be left out with quantized messages"),
         (PDADMMG(**ON_DEVICE | {"device": "auto"}), {"memory": LIMIT, "scratch": tmp_path},

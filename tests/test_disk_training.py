@@ -333,6 +333,8 @@ def test_what_cannot_be_is_refused(tmp_path):
         (PDADMMG(**SMALL), run | {"checkpoint": tmp_path}, "checkpoint = .*: must be left out with memory"),
         (PDADMMG(**SMALL), run | {"checkpoint_every": 3}, "checkpoint_every = 3: must be left out with memory"),
         (PDADMMG(**SMALL, first_layer="kernel"), run, "first_layer = kernel: must be auto, gram or gradient"),
+        (PDADMMG(**SMALL, first_layer="cg"), run, "first_layer = cg: must be auto, gram or gradient with memory"),
+        (PDADMMG(**SMALL, initial="labels"), run, "initial = labels: must be random with memory"),
         (PDADMMGQ(**SMALL), run, "memory = 200MiB: must be left out: PDADMMGQ trains in memory"),
         (Adam(**SMALL), {"scratch": tmp_path}, "scratch = .*: must be left out: Adam trains in memory"),
     ):

@@ -14,6 +14,7 @@ from mpi_transport import check_transport
 from thread_transport import run_ranks
 
 from pdadmm.admm.first_layer import FIRST_LAYERS, GramFirst
+from pdadmm.admm.label_start import INITIAL
 from pdadmm.admm.network import Network
 from pdadmm.admm.problem import Problem, scores, tally
 from pdadmm.admm.quantizer import Quantizer
@@ -121,6 +122,7 @@ def assert_both_sides_agree(state: dict) -> None:
     hidden=st.integers(1, 6),
     form=st.sampled_from(["exact", "gradient"]),
     first_layer=st.sampled_from(["auto", *FIRST_LAYERS]),
+    initial=st.sampled_from(INITIAL),
     activation=st.sampled_from(["relu", "leaky_relu"]),
     loss=st.sampled_from(["cross_entropy", "squared_error"]),
     mu=st.sampled_from([0.0, 0.1]),

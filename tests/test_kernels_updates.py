@@ -9,9 +9,9 @@ import pytest
 import torch
 from admm_layer import FUNCTIONS
 
-from pdadmm.admm.layer import link_sums, squared_norm
+from pdadmm.admm.layer import link_sums
 from pdadmm.admm.losses import get_loss, softmax_newton
-from pdadmm.admm.updates import Moments, assemble_W
+from pdadmm.admm.updates import Moments, assemble_W, squared_norm
 from pdadmm.kernels import updates as fused
 
 needs_kernels = pytest.mark.skipif(not fused.available(), reason="the C updates are not built")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from thread_transport import run_ranks
 
 import pdadmm
+from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.settings import ADMMSettings
@@ -72,7 +73,7 @@ def jobs(draw) -> tuple[Job, RankGrid, tuple[int, ...], str]:
     stages = draw(st.sampled_from([(layers,), (2, layers)])) if layers > 2 else (layers,)
     job = Job(
         draw(st.integers(4, 12)), 14, (draw(st.integers(1, 9)), *[hidden] * (layers - 1), 3), 4, quantizer,
-        draw(st.sampled_from(["auto", "gram", "kernel", "gradient"])), draw(st.sampled_from(["exact", "gradient"])),
+        draw(st.sampled_from(["auto", *FIRST_LAYERS])), draw(st.sampled_from(["exact", "gradient"])),
         acceleration == "all-stages" or (acceleration == "first-stage" and len(stages) == 1),
     )  # fmt: skip
     return job, grid, stages, acceleration

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pdadmm.admm.layer import HiddenLayer, Terms, link_sums, squared_norm
+from pdadmm.admm.layer import HiddenLayer, Terms, link_sums
 from pdadmm.admm.updates import (
     Moments,
     dual,
     inverse_p,
     prepare_p_exact,
+    squared_norm,
     update_p_exact_,
     update_p_gradient_,
     update_q_u_,

@@ -13,7 +13,7 @@ from pdadmm.admm.presets import preset_parameters
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
-from pdadmm.admm.settings import ADMMSettings, check_device_memory, check_tol
+from pdadmm.admm.settings import ADMMSettings, check_device_memory, check_streamed, check_tol
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.streamed import largest_state
 from pdadmm.console import human_bytes
@@ -104,9 +104,7 @@ class PDADMMG(GraphClassifier, ADMMSettings):
 
     def _storage(self, problem: Problem, settings: ADMMSettings, folder: Path, limit: Limit) -> Storage:
         """Return where X and the state lie while training from disk; X leaves the memory."""
-        if settings.first_layer == "kernel":
-            allowed = "auto, gram or gradient with memory"
-            raise InputError("first_layer", "kernel", allowed, "gram has the same minimiser")
+        check_streamed(settings, "memory")
         taken = limit.most()
         if taken > limit.limit:
             allowed = f"more than the {human_bytes(taken)} that the augmented features took"

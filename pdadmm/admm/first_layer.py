@@ -3,8 +3,9 @@
 FIRST_LAYERS has one row per form. All of them see X (N, n_0), the augmented features of every labelled
 node with the V training nodes first, shifted so that the training rows have mean zero; kappa_1, the ridge
 on W_1, is fixed over the whole run, whatever nu does. ``update(z)`` solves for W_1, b_1 and returns
-a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes. On a Shard X, z and a are its rows, V stays the
-number of all training nodes, and everything but ``start``, ``snapshot`` and ``restore`` is collective over the shards.
+a = p_1 W_1^T + b_1; ``forward()`` gives the same for all N nodes; ``begin_at_labels`` starts W_1 near the labels. On a
+Shard X, z and a are its rows, V stays the number of all training nodes, and everything but ``start``, ``snapshot`` and
+``restore`` is collective over the shards.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdadmm.admm.conjugate import best_steps, conjugate_ridge
 from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
-from pdadmm.admm.updates import spd_inverse, update_b_, update_W_gradient_
+from pdadmm.admm.updates import spd_inverse, squared_norm, update_b_, update_W_gradient_
 from pdadmm.checkpoint import State
 
-__all__ = ["FIRST_LAYERS", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
+__all__ = ["FIRST_LAYERS", "ConjugateFirst", "GradientFirst", "GramFirst", "KernelFirst", "choose_first_layer"]
+
+START_STEPS = 16  # of conjugate gradients (docs/benchmarks/accuracy.md)
 
 
 def fixed_ridge(factor: Tensor, nodes: int, kappa_first: float) -> float:
@@ -64,6 +68,15 @@ class FirstForm:
         self.W, self.b = W, b
         self.a = torch.addmm(b, self.p, W.mT)
 
+    def begin_at_labels(self, W: Tensor, b: Tensor, Y: Tensor, codes: Tensor) -> None:
+        """Set W_1 and b_1 to W, b and the ridge regression of Y codes^T on p_1 beside them, by conjugate gradients.
+
+        Y (V, C) has mean zero, ``codes`` are (n_1, C).
+        """
+        p = self.products.operand(self.p)
+        fitted = conjugate_ridge(p, Y, self.kappa, START_STEPS, self.shard, self.products)
+        self.set_weights(W + codes @ fitted, b)
+
     def start(self) -> Tensor:
         """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
         return self.a.clone()
@@ -89,7 +102,20 @@ class FirstForm:
         self.W, self.b, self.a = (state[name].clone() for name in ("W", "b", "a"))
 
 
-class GramFirst(FirstForm):
+class FactoredFirst(FirstForm):
+    """A form whose update is exact."""
+
+    def begin_at_labels(self, W: Tensor, b: Tensor, Y: Tensor, codes: Tensor) -> None:
+        """Set W_1 and b_1 to the ridge regression of p_1 W^T + b + Y codes^T on p_1."""
+        self.set_weights(W, b)
+        self.update(self.a + Y @ codes.mT)
+
+    def update(self, z: Tensor) -> Tensor:
+        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
+        raise NotImplementedError
+
+
+class GramFirst(FactoredFirst):
     """W_1 = z_c^T p (p^T p + kappa_1 I)^-1 through the Gram matrix, for V >= n_0; z_c is z less its mean.
 
     kappa_1 is ``kappa_first`` times the mean squared length of a row of p. The inverse costs n_0^3 once.
@@ -123,7 +149,7 @@ class GramFirst(FirstForm):
         return self.a
 
 
-class KernelFirst(FirstForm):
+class KernelFirst(FactoredFirst):
     """W_1 = alpha^T p with alpha = (p p^T + kappa_1 I)^-1 z_c, for V < n_0; W_1 is not formed in the loop.
 
     a = z - kappa_1 alpha costs one V x V x n_1 product. kappa_1 is ``kappa_first`` times the mean squared
@@ -208,7 +234,7 @@ class GradientFirst(FirstForm):
         self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
     ) -> None:
         super().__init__(X, nodes, shard, products)
-        (squared,) = shard.sums(float(self.p.double().square().sum()))
+        (squared,) = shard.sums(squared_norm(self.p))
         self.kappa = kappa_first * squared / nodes  # as the prefactored forms
 
     @staticmethod
@@ -225,8 +251,56 @@ class GradientFirst(FirstForm):
         return self.a
 
 
+class ConjugateFirst(GradientFirst):
+    """Two directions an iteration, the gradient and the last step, and each neuron's best point in their plane.
+
+    Conjugate gradients where z stands still; nothing is factored, and an iteration costs two products as in the
+    gradient form.
+    """
+
+    name = "cg"
+
+    def __init__(
+        self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
+    ) -> None:
+        super().__init__(X, nodes, kappa_first, shard, products)
+        self.parts = products.operand(self.p)
+
+    def set_weights(self, W: Tensor, b: Tensor) -> None:
+        """Set W_1 and b_1, with no last step."""
+        super().set_weights(W, b)
+        self.direction, self.along = torch.zeros_like(W), torch.zeros_like(self.a)
+
+    def update(self, z: Tensor) -> Tensor:
+        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over b and two numbers a neuron; return a."""
+        products, E, Q = self.products, self.direction, self.along
+        shift = self.shard.mean(z) - self.b
+        residual = z - self.a - shift  # p has mean zero, so b is the mean of z whatever W is
+        cross = products.mm_parts(transposed(products.operand(residual)), self.parts)
+        G = self.shard.total(cross) - self.kappa * self.W
+        P = products.mm_parts(self.parts, transposed(products.operand(G)))
+        PP, PQ, QQ = self.shard.total(torch.stack([(P * P).sum(0), (P * Q).sum(0), (Q * Q).sum(0)]))
+        GG, GE, EE = (G * G).sum(1), (G * E).sum(1), (E * E).sum(1)
+        curvatures = (PP + self.kappa * GG, PQ + self.kappa * GE, QQ + self.kappa * EE)
+        s, t = best_steps((GG, GE), curvatures)
+        self.direction = s[:, None] * G + t[:, None] * E
+        self.along = s * P + t * Q
+        self.W, self.b = self.W + self.direction, self.b + shift
+        self.a = self.a + self.along + shift
+        return self.a
+
+    def snapshot(self) -> State:
+        """Return a copy of the weights and of the last step that ``restore`` takes."""
+        return super().snapshot() | {"direction": self.direction.clone(), "along": self.along.clone()}
+
+    def restore(self, state: State) -> None:
+        """Go back to a snapshot."""
+        super().restore(state)
+        self.direction, self.along = state["direction"].clone(), state["along"].clone()
+
+
 FIRST_LAYERS: dict[str, type[GramFirst | KernelFirst | GradientFirst]] = {
-    row.name: row for row in (GramFirst, KernelFirst, GradientFirst)
+    row.name: row for row in (GramFirst, KernelFirst, GradientFirst, ConjugateFirst)
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, KernelFirst
+from pdadmm.admm.label_start import regress_labels
 from pdadmm.admm.link import Link
 from pdadmm.admm.losses import CrossEntropy, SquaredError
 from pdadmm.admm.products import FULL, Products, transposed
@@ -18,6 +19,7 @@ from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import (
     Moments,
     prepare_p_exact,
+    squared_norm,
     update_b_,
     update_p_constrained_,
     update_p_exact_,
@@ -29,7 +31,7 @@ from pdadmm.checkpoint import State
 from pdadmm.kernels import updates as fused
 from pdadmm.quantize import Grid
 
-__all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums", "squared_norm"]
+__all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums"]
 
 
 # The order of the updates of one layer; the kernel form of the first has alpha in W's place.
@@ -62,13 +64,6 @@ class Terms:
 
     def __add__(self, other: Terms) -> Terms:
         return Terms(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-
-def squared_norm(x: Tensor) -> float:
-    """Return |x|^2, summed in float64."""
-    if fused.takes(x):
-        return fused.square(x)
-    return float(x.double().square().sum())
 
 
 def squared_distance(x: Tensor, y: Tensor) -> float:
@@ -238,6 +233,11 @@ class HiddenLayer(Layer):
         self.unit = self.shard.sums(squared_norm(p))[0] / p.shape[1] or 1.0
         self.centre = self.shard.mean(p, "init")
         return self.begin(torch.addmm(self.b, p, self.W.mT))
+
+    def begin_at_labels(self, Y: Tensor, mean: Tensor) -> None:
+        """Begin a stage anew, as the last layer, from the ridge regression of the labels Y + mean on p."""
+        self.W, self.b = regress_labels(self.below.own_p, self.centre, Y, mean, self.shard)
+        self.begin(torch.addmm(self.b, self.below.own_p, self.W.mT))
 
     def snapshot(self) -> State:
         """Return copies of the weights."""

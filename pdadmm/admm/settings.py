@@ -10,6 +10,7 @@ from typing import Self
 from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.first_layer import FIRST_LAYERS
+from pdadmm.admm.label_start import INITIAL
 from pdadmm.admm.losses import LOSSES
 from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
@@ -31,7 +32,7 @@ from pdadmm.parameters import (
     whole,
 )
 
-__all__ = ["ADMMSettings", "default_stages"]
+__all__ = ["ADMMSettings", "check_streamed", "default_stages"]
 
 
 ON_DIVERGENCE = ("stop", "backoff")
@@ -64,6 +65,11 @@ class ADMMSettings:
     )
     activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
     first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
+    initial: str = param(
+        "random",
+        one_of(INITIAL),
+        "start weights: random, or by ridge regression onto the labels, with hidden layers at I",
+    )
     acceleration: str = param(
         "first-stage", one_of(tuple(ACCELERATIONS)), "stages in which q, u and z are extrapolated (Nesterov)"
     )
@@ -74,7 +80,7 @@ class ADMMSettings:
     first_layer: str = param(
         "auto",
         one_of(("auto", *FIRST_LAYERS)),
-        "how W_1 is solved: a factor computed once, or gradient steps",
+        "how W_1 is solved: a factor computed once, gradient steps, or conjugate gradients (cg)",
     )
     stages: Sequence[int] | None = param(
         None, optional(stage_list), "depths that the network grows through (default: 2, half of L, L)"
@@ -154,9 +160,16 @@ def check_device_memory(settings: ADMMSettings) -> None:
     if settings.quantizer is not None:
         remedy = "the scale of a message needs all nodes before any is quantized"
         raise InputError("device_memory", limit, "left out with quantized messages", remedy)
-    if settings.first_layer == "kernel":
-        allowed = "auto, gram or gradient with device_memory"
-        raise InputError("first_layer", "kernel", allowed, "gram has the same minimiser")
+    check_streamed(settings, "device_memory")
+
+
+def check_streamed(settings: ADMMSettings, limit: str) -> None:
+    """Raise InputError where something needs all nodes at once, which training under the ``limit`` reads in blocks."""
+    if settings.first_layer in ("kernel", "cg"):
+        remedy = "gram has the same minimiser"
+        raise InputError("first_layer", settings.first_layer, f"auto, gram or gradient with {limit}", remedy)
+    if settings.initial != "random":
+        raise InputError("initial", settings.initial, f"random with {limit}", "the regression needs all nodes at once")
 
 
 def default_stages(layers: int) -> tuple[int, ...]:

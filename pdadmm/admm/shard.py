@@ -12,7 +12,7 @@ from pdadmm.parallel.transport import LocalTransport, Transport
 
 __all__ = ["WHOLE", "Shard", "by_node", "deal"]
 
-OF_ALL_NODES = ("W", "b", "centre")  # arrays of a layer's state without a row for each node
+OF_ALL_NODES = ("W", "b", "centre", "direction")  # arrays of a layer's state without a row for each node
 
 
 class Shard:

@@ -16,7 +16,8 @@ from pdadmm.admm.divergence import describe_divergence
 from pdadmm.admm.first_layer import choose_first_layer
 from pdadmm.admm.growth import Weights, grow, random_layer
 from pdadmm.admm.host_storage import storage_beside
-from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms, squared_norm
+from pdadmm.admm.label_start import RANDOM_SHARE, centred_labels, class_codes
+from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties, Terms
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
 from pdadmm.admm.node_storage import NodeStorage
@@ -28,6 +29,7 @@ from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
 from pdadmm.admm.streamed import StreamedNetwork, beside, check_form
 from pdadmm.admm.streamed_first import StreamedFirst
+from pdadmm.admm.updates import squared_norm
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
@@ -138,6 +140,8 @@ class ADMMSolver:
         self.placement = self._enter_stage(depth, self.placement)
         self.transport.trace.mark("begin stage")
         network = self._build(number, depth, self.placement)
+        if number == 0 and self.settings.initial == "labels":
+            self._last_layer_at_labels(network)
         self.clock.stop()
         return Stage(number, depth, self._evaluate(network), best=Best(weights=network.snapshot())), network
 
@@ -247,8 +251,25 @@ class ADMMSolver:
             return new
         for layer in new[self.column.rank]:
             if layer > 0:
-                self.weights[layer] = self._random_layer(layer, widths, 1.0 / math.sqrt(widths[layer]))
+                self.weights[layer] = self._start_layer(layer, widths)
         return new
+
+    def _start_layer(self, layer: int, widths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights that a layer above the first starts with."""
+        if self.settings.initial == "random":
+            return self._random_layer(layer, widths, 1.0 / math.sqrt(widths[layer]))
+        # the identity, as in growth; the last layer is fitted once its p is there
+        W = torch.eye(widths[layer + 1], widths[layer], dtype=self.dtype, device=self.device)
+        return W, W.new_zeros(len(W))
+
+    def _last_layer_at_labels(self, network: AnyNetwork) -> None:
+        """Fit W_L, b_L to the labels, on the ranks that hold the last layer."""
+        for layer in network.layers:
+            if isinstance(layer, HiddenLayer) and layer.loss is not None:
+                layer.begin_at_labels(*self._labels())
+
+    def _labels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return centred_labels(self.problem.y[: self.problem.nodes], self.problem.classes, self.dtype, self.shard)
 
     def _random_layer(self, layer: int, widths: list[int], deviation: float) -> tuple[torch.Tensor, torch.Tensor]:
         W, b = random_layer(self.settings.seed, layer, widths[layer + 1], widths[layer], deviation, self.dtype)
@@ -274,7 +295,12 @@ class ADMMSolver:
                 (squared,) = self.shard.sums(squared_norm(self.first.p))
             # rows of p_1 have some length: entries of deviation 1 / length would make z_1 of order one
             length = math.sqrt(squared / self.nodes) or 1.0
-            self.first.set_weights(*self._random_layer(0, widths, s.first_scale / length))
+            if s.initial == "random":
+                self.first.set_weights(*self._random_layer(0, widths, s.first_scale / length))
+                return
+            W, b = self._random_layer(0, widths, RANDOM_SHARE * s.first_scale / length)
+            Y, _ = self._labels()
+            self.first.begin_at_labels(W, b, Y, class_codes(s.seed, Y, widths[1], s.first_scale, self.shard))
 
     def _build(self, number: int, depth: int, placement: list[range]) -> AnyNetwork:
         layers = [self._layer(index, last=index + 1 == depth) for index in placement[self.column.rank]]

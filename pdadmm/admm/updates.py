@@ -30,6 +30,7 @@ __all__ = [
     "prepare_p_exact",
     "spd_inverse",
     "spd_solve",
+    "squared_norm",
     "update_W_b_exact",
     "update_W_b_gradient",
     "update_W_gradient_",
@@ -70,6 +71,13 @@ def spd_solve(A: Tensor, B: Tensor) -> Tensor:
         solution = factor.solve(A, B)
         return torch.full_like(B, torch.nan) if solution is None else solution
     return torch.cholesky_solve(B.mT, cholesky(A)).mT.contiguous()
+
+
+def squared_norm(x: Tensor) -> float:
+    """Return |x|^2, summed in float64."""
+    if compiled.takes(x):
+        return compiled.square(x)
+    return float(x.double().square().sum())
 
 
 def inverse_p(W: Tensor, nu: float, rho: float) -> Tensor:

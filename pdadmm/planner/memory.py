@@ -25,6 +25,8 @@ def state(job: Job, layers: range, V: int, N: int) -> dict[str, float]:
     held["scratch"] = s * V * sum({widths[layer] for layer in layers if layer > 0 and job.exact(layer)})
     if 0 in layers and not _is(job, "gradient"):
         held["best W, b"] += s * V * widths[1]  # the snapshot's a
+    if 0 in layers and _is(job, "cg"):
+        held["best W, b"] += s * widths[1] * (V + widths[0])  # and its last step
     return held
 
 
@@ -33,9 +35,10 @@ def _is(job: Job, name: str) -> bool:
 
 
 def _first(job: Job, V: int, N: int) -> float:
-    """Bytes of the first layer's factor and of a = p_1 W_1^T + b_1."""
+    """Bytes of the first layer's factor, or last step, and of a = p_1 W_1^T + b_1."""
     n_0, n_1 = job.widths[:2]
-    factor = {"gram": n_0 * n_0, "kernel": V * V + (N - V) * V + V * n_1, "gradient": 0}[job.first.name]
+    kernel = V * V + (N - V) * V + V * n_1
+    factor = {"gram": n_0 * n_0, "kernel": kernel, "gradient": 0, "cg": n_1 * (V + n_0)}[job.first.name]
     return job.itemsize * (factor + V * n_1)
 
 
@@ -74,7 +77,7 @@ def phases(job: Job, layers: range, V: int, N: int) -> dict[str, float]:
         "evaluation": held + passing,
     }
     if 0 in layers:
-        X, factor = s * N * widths[0], s * {"gram": widths[0], "kernel": V, "gradient": 0}[job.first.name] ** 2
+        X, factor = s * N * widths[0], s * {"gram": widths[0], "kernel": V}.get(job.first.name, 0) ** 2
         found["first layer's factor"] = X + 3 * factor
         found["mean of X"] = X + 8 * V * widths[0]  # in float64
     return found
@@ -85,7 +88,8 @@ def _largest_update(job: Job, layers: range) -> int:
     widths = job.widths
     found = [2 * widths[layer] if not job.exact(layer) else 0 for layer in layers if layer > 0]
     if 0 in layers:
-        found.append(widths[1])  # the new a, beside the old
+        # the new a beside the old; the steps of cg and their products
+        found.append(4 * widths[1] if _is(job, "cg") else widths[1])
     if job.accelerated:
         found.append(max(widths[layer + 1] for layer in layers))
     return max(found, default=0)

@@ -119,5 +119,8 @@ def _first_layer(job: Job, V: int, machine: Machine) -> dict[str, float]:
         return {"moments": sweep(1), "solve": sweep(9) + product(n_1, V, V)}
     if job.first.name == "gradient":
         return {"moments": sweep(3) + product(n_1, V, n_0), "solve": product(V, n_0, n_1) + sweep(15)}
+    if job.first.name == "cg":
+        weights = machine.seconds_sweep(18, s * n_0 * n_1)
+        return {"moments": sweep(5) + product(n_1, V, n_0), "solve": product(V, n_0, n_1) + weights + sweep(18)}
     solve = product(n_1, n_0, n_0) + product(V, n_0, n_1) + sweep(3)
     return {"moments": sweep(1) + product(n_1, V, n_0), "solve": solve}

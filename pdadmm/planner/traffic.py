@@ -14,7 +14,8 @@ def sums_of_layer(job: Job, layer: int) -> list[int]:
     """Return the bytes of each array that the node shards sum for a layer's W, b update.
 
     Exact form: p^T p, z^T p and the sums of p and z in one; layer 1 has the sum of z, then z^T p (gram) or all of z
-    (kernel); the gradient form has the gradient, the curvature along it, the sum of r.
+    (kernel); the gradient form has the gradient, the curvature along it, the sum of r; cg the sum of z, the gradient
+    and three curvatures for each neuron.
     """
     m, n, s = job.widths[layer], job.widths[layer + 1], job.itemsize
     if layer > 0 and job.exact(layer):
@@ -23,6 +24,8 @@ def sums_of_layer(job: Job, layer: int) -> list[int]:
         return [s * n, s * n * m]
     if layer == 0 and job.first.name == "kernel":
         return [s * job.nodes * n]
+    if layer == 0 and job.first.name == "cg":
+        return [s * n, s * n * m, 3 * s * n]
     return [s * n * m, s, s * n]
 
 
