@@ -64,7 +64,7 @@ class ADMMSettings:
         0.1, non_negative, "weight that holds z at its last value, in units of nu (paper: 1)"
     )
     activation: str = param("relu", one_of(ACTIVATIONS), "activation of the hidden layers")
-    first_scale: float = param(0.1, positive, "deviation of z_1 that the random W_1 starts with")
+    first_scale: float = param(0.1, positive, "deviation of z_1 by random weights, or by the codes of initial labels")
     initial: str = param(
         "random",
         one_of(INITIAL),

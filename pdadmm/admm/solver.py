@@ -269,6 +269,7 @@ class ADMMSolver:
                 layer.begin_at_labels(*self._labels())
 
     def _labels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the centred labels of this shard's training nodes, and their mean over all shards."""
         return centred_labels(self.problem.y[: self.problem.nodes], self.problem.classes, self.dtype, self.shard)
 
     def _random_layer(self, layer: int, widths: list[int], deviation: float) -> tuple[torch.Tensor, torch.Tensor]:
