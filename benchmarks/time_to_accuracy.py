@@ -25,8 +25,10 @@ from pdadmm.solvers import solver_class
 
 QUICK = {
     "adam, soonest": {"initial": "identity", "batch_size": 512, "iterations": 100, "prior_weight": 0.5},
-    "pdadmm-g, from labels": {"initial": "labels", "first_layer": "cg", "iterations": 16, "prior_weight": 0.5},
-}
+    "pdadmm-g, from labels": {
+        "initial": "labels", "first_layer": "cg", "kappa_first": 0.05, "iterations": 32, "prior_weight": 0.5,
+    },
+}  # fmt: skip
 
 
 class Arrived(Exception):
