@@ -10,6 +10,8 @@ Shard X, z and a are its rows, V stays the number of all training nodes, and eve
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def own_rows(X: Tensor, nodes: int, shard: Shard) -> Tensor:
     return X[: nodes if shard.alone else len(shard.rows)]
 
 
-class FirstForm:
+class FirstForm(ABC):
     """What the forms have in common: W_1 and b_1 as they are, and a = p_1 W_1^T + b_1."""
 
     name: str
@@ -76,6 +78,10 @@ class FirstForm:
         p = self.products.operand(self.p)
         fitted = conjugate_ridge(p, Y, self.kappa, START_STEPS, self.shard, self.products)
         self.set_weights(W + codes @ fitted, b)
+
+    @abstractmethod
+    def update(self, z: Tensor) -> Tensor:
+        """Bring W_1 and b_1 nearer to the least |z - p W^T - b|^2 + kappa_1 |W|^2 and return a = p W^T + b."""
 
     def start(self) -> Tensor:
         """Return a = p_1 W_1^T + b_1 with the present weights, for a stage to start from."""
@@ -109,10 +115,6 @@ class FactoredFirst(FirstForm):
         """Set W_1 and b_1 to the ridge regression of p_1 W^T + b + Y codes^T on p_1."""
         self.set_weights(W, b)
         self.update(self.a + Y @ codes.mT)
-
-    def update(self, z: Tensor) -> Tensor:
-        """Minimise |z - p W^T - b|^2 + kappa_1 |W|^2 over W, b and return a = p W^T + b."""
-        raise NotImplementedError
 
 
 class GramFirst(FactoredFirst):

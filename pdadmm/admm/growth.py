@@ -11,9 +11,16 @@ from torch import Tensor
 from pdadmm.parallel.placement import owner_of
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["grow", "random_layer"]
+__all__ = ["grow", "normal_numbers", "random_layer"]
 
 Weights = dict[int, tuple[Tensor, Tensor]]
+
+
+def normal_numbers(words: tuple[int, ...], rows: int, columns: int) -> Tensor:
+    """Return (rows, columns) independent normal numbers in float64, which depend on ``words`` alone."""
+    state = numpy.random.SeedSequence(words).generate_state(2)
+    generator = torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
 
 
 def random_layer(
@@ -24,9 +31,7 @@ def random_layer(
     The draw depends on (seed, layer) and never on the rank; it is made in float64, so that every number
     format starts alike.
     """
-    words = numpy.random.SeedSequence((seed, index)).generate_state(2)
-    generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-    W = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
+    W = normal_numbers((seed, index), outputs, inputs)
     return (deviation * W).to(dtype), torch.zeros(outputs, dtype=dtype)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy
 import torch
 from torch import Tensor
 
+from pdadmm.admm.growth import normal_numbers
 from pdadmm.admm.shard import Shard
 from pdadmm.admm.updates import spd_solve
 
@@ -35,9 +35,7 @@ def class_codes(seed: int, Y: Tensor, width: int, deviation: float, shard: Shard
     if width <= classes:
         codes = torch.eye(width, classes, dtype=Y.dtype, device=Y.device)
     else:
-        words = numpy.random.SeedSequence((seed, 0, 1)).generate_state(2)
-        generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        codes = torch.randn(width, classes, generator=generator, dtype=torch.float64).to(Y)
+        codes = normal_numbers((seed, 0, 1), width, classes).to(Y)
     (squared,) = shard.sums(float((Y @ codes.mT).double().square().sum()))
     return codes * (deviation / ((squared / (shard.nodes * width)) ** 0.5 or 1.0))
 
