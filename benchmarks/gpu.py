@@ -198,7 +198,7 @@ def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
           f"| {1e3 * (time.perf_counter() - began):.0f}, once | | | |")  # fmt: skip
     size, there = 4.0 * V * F * (hops + 2) + 8.0 * len(columns), torch.device("cuda", torch.cuda.current_device())
     for name, ours in (("cuSPARSE", False), ("ours", True)):
-        with mock.patch("pdadmm.augment.device.takes_kernel", lambda dtype, ours=ours: ours):
+        with mock.patch("pdadmm.augment.device.takes_kernel", lambda dtype, device, ours=ours: ours):
             near(torch.from_numpy(propagate_on(there, S, X, hops)), expected)
             table.add(f"augmentation, {hops} hops of {F} columns, {name}", lambda: propagate_on(there, S, X, hops),
                       size, "GB/s over the bus")  # fmt: skip

@@ -44,9 +44,21 @@ def facts() -> dict[str, str]:
         "kernels": ", ".join(kernels),
         "processor": f"{cores()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "bf16": _bf16(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none that this torch can use",
+        "gpu": _gpu(),
         "data": os.environ.get("PDADMM_DATA") or "PDADMM_DATA is not set",
     }
+
+
+def _gpu() -> str:
+    """Say which GPU torch can use, and whether our kernels run on it."""
+    import torch
+
+    from pdadmm.kernels import gpu_launch
+
+    if not torch.cuda.is_available():
+        return "none that this torch can use"
+    device = torch.device("cuda", torch.cuda.current_device())
+    return f"{torch.cuda.get_device_name(device)}, {gpu_launch.lacking(device) or 'CuPy runs its kernels'}"
 
 
 def _cupy() -> list[str]:

@@ -64,7 +64,7 @@ def emulated(stand_in, emulator, monkeypatch) -> Emulator:
     """The same with our kernel, emulated on the stand-in's arrays."""
     monkeypatch.setattr(gpu_launch, "launch", emulator.launch)
     monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
-    monkeypatch.setattr(gpu, "available", lambda: True)
+    monkeypatch.setattr(gpu, "available", lambda device: True)
     monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
     return emulator
 

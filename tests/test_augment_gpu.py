@@ -11,7 +11,7 @@ from test_augment_augmenter import random_graph
 from pdadmm import InputError
 from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter, hop_weights, propagation_matrix
 from pdadmm.augment.device import propagate_on
-from pdadmm.kernels import gpu
+from pdadmm.kernels import gpu, gpu_launch
 from pdadmm.parallel.device import free_bytes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -22,9 +22,9 @@ GPU = torch.device("cuda", 0)
 def product(request, monkeypatch):
     """Both products in turn."""
     if request.param == "torch's product":
-        monkeypatch.setattr(gpu, "available", lambda: False)
-    elif not gpu.available():
-        pytest.skip("needs CuPy")
+        monkeypatch.setattr(gpu, "available", lambda device: False)
+    elif not gpu.available(GPU):
+        pytest.skip(gpu_launch.lacking(GPU))
     return request.param
 
 
@@ -42,8 +42,8 @@ def test_hops_agree_with_exact_ones(product, weighting, dtype, rows):
 
 
 def test_a_columns_bits_depend_on_no_width():
-    if not gpu.available():
-        pytest.skip("needs CuPy")
+    if not gpu.available(GPU):
+        pytest.skip(gpu_launch.lacking(GPU))
     S, X = hub_graph(4000, 150)
     full = propagate_on(GPU, S, X, 3)
     for width in (1, 4, 33, 64, 68, 128):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pdadmm.admm.problem import Problem
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.cli import main
-from pdadmm.kernels import cpu, factor, fused, updates
+from pdadmm.kernels import cpu, factor, fused, gpu_launch, updates
 from pdadmm.parallel import device as device_module
 from pdadmm.parallel.device import HostMemory, StagedTransport, check_device, choose_device
 from pdadmm.parallel.transport import LocalTransport
@@ -275,7 +276,9 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
         monkeypatch.setattr(torch.cuda, "set_device", current.append)
-        monkeypatch.setattr(device_module.gpu_launch, "available", lambda: fused)
+        why = None if fused else "CuPy is not installed"
+        monkeypatch.setattr(device_module.gpu_launch, "lacking", lambda device: why)
+        monkeypatch.setattr(device_module.gpu_launch, "available", lambda device: fused)
 
     pretend.current = current
     return pretend
@@ -303,22 +306,48 @@ def test_a_gpu_for_each_rank(gpus):
         gpus(count)
         assert choose_device("auto", Ranks(same, same)) == torch.device("cuda", index)
         assert gpus.current[-1] == torch.device("cuda", index)  # no rank opens another's
-    chosen = len(gpus.current)
-    with pytest.raises(InputError, match="A100 with CuPy and H100 with CuPy"):
+    with pytest.raises(InputError, match="A100 with CuPy's kernels and H100 with CuPy's kernels"):
         choose_device("auto", Ranks(same, ("A100", True)))
-    with pytest.raises(InputError, match="H100 with CuPy and H100 without CuPy"):
+    with pytest.raises(InputError, match="H100 with CuPy's kernels and H100 without CuPy's kernels"):
         choose_device("cuda", Ranks(same, ("H100", False)))
     with pytest.raises(InputError, match="ranks are without a GPU"):
         choose_device("cuda", Ranks(same, None))
     assert choose_device("auto", Ranks(same, None)) == CPU
-    assert len(gpus.current) == chosen
+    assert gpus.current[-1] == torch.device("cuda", 1)  # it was asked for its kernels
 
 
 def test_without_cupy_it_is_said(gpus, caplog):
     gpus(1, fused=False)
     with caplog.at_level("INFO", "pdadmm"):
         assert choose_device("cuda", LocalTransport()) == torch.device("cuda", 0)
-    assert "without CuPy" in caplog.text
+    assert "several passes over their arrays: CuPy is not installed" in caplog.text
+
+
+def test_what_keeps_the_kernels_from_running_is_told(monkeypatch):
+    def lacking(device: str = "cuda:0") -> str | None:
+        return gpu_launch.lacking.__wrapped__(torch.device(device))
+
+    monkeypatch.setenv("PDADMM_KERNELS", "0")
+    assert "PDADMM_KERNELS=0" in lacking()
+    monkeypatch.setenv("PDADMM_KERNELS", "1")
+    assert lacking("cpu") == "there is no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert lacking() == "there is no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert lacking() == "this torch has no CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert lacking() == "CuPy is not installed"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu_launch, "try_out", lambda device: None)
+    assert lacking() is None
+
+    def broken(device: torch.device) -> None:
+        raise ImportError("libnvrtc.so.13: cannot open\nmore of it")
+
+    monkeypatch.setattr(gpu_launch, "try_out", broken)
+    assert lacking() == "CuPy cannot run them: ImportError: libnvrtc.so.13: cannot open"
 
 
 @pytest.mark.parametrize("device", ["cuda", "auto", "cpu"])

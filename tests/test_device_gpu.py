@@ -12,11 +12,12 @@ from thread_transport import run_ranks
 from pdadmm import PDADMMG, PDADMMGQ, csbm
 from pdadmm.cli import main
 from pdadmm.disk.storage import Blocks
-from pdadmm.kernels import gpu
+from pdadmm.kernels import gpu, gpu_launch
 from pdadmm.parallel.pinned import Pinned, whole_pages
 from pdadmm.parallel.transport import LocalTransport
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+GPU = torch.device("cuda", 0)
 UNQUANTIZED = [case for case in CASES if "quantizer" not in CASES[case] and case != "backoff"]
 
 
@@ -24,13 +25,17 @@ def tolerance(case: str) -> float:
     return 1e-7 if CASES[case].get("dtype", "float64") == "float64" else 1e-2
 
 
+def test_cupy_runs_the_kernels_where_it_is_installed():
+    assert gpu_launch.lacking(GPU) in (None, "CuPy is not installed")
+
+
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("case", UNQUANTIZED)
 def test_a_gpu_finds_the_numbers_of_the_cpu(monkeypatch, case, plain):
     if plain:
-        monkeypatch.setattr(gpu, "available", lambda: False)
-    elif not gpu.available():
-        pytest.skip("needs CuPy")
+        monkeypatch.setattr(gpu, "available", lambda device: False)
+    elif not gpu.available(GPU):
+        pytest.skip(gpu_launch.lacking(GPU))
     runs = [train_rank(problem_of(case), settings_of(device, "1x1", CASES[case]), LocalTransport())
             for device in ("cuda", "cpu")]  # fmt: skip
     assert_near(*runs, tolerance(case))

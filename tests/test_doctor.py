@@ -13,6 +13,7 @@ from mpi_launch import NEEDS_MPI, mpiexec
 from pdadmm import __version__, doctor
 from pdadmm.admm import updates
 from pdadmm.cli import main
+from pdadmm.kernels import gpu_launch
 from pdadmm.parallel import launch
 from pdadmm.quantize import Coder
 
@@ -40,6 +41,15 @@ def test_without_mpi_it_works(alone, capsys):
     assert all(told[name].startswith("ok: ") for name in doctor.CHECKS)
     assert "pip install" in told["mpi"]
     assert err == ""
+
+
+def test_a_gpu_is_told_with_what_its_kernels_lack(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    for why, words in ((None, "H100, CuPy runs its kernels"), ("CuPy is not installed", "H100, CuPy is not installed")):
+        monkeypatch.setattr(gpu_launch, "lacking", lambda device, why=why: why)
+        assert doctor.facts()["gpu"] == words
 
 
 @pytest.mark.parametrize(

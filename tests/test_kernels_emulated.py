@@ -40,6 +40,14 @@ def test_kernel(emulated, check, args):
     check("cpu", *args)
 
 
+def test_a_kernel_is_tried_before_the_others_are_relied_on(emulated, monkeypatch):
+    gpu_launch.try_out(CPU)
+    assert emulated.launched[-1] == "update_u_float_1"
+    monkeypatch.setattr(gpu_launch, "launch", lambda *args: None)
+    with pytest.raises(RuntimeError, match=r"update_u returned 1\.0 for 1\.5"):
+        gpu_launch.try_out(CPU)
+
+
 @pytest.fixture
 def in_training(emulated, monkeypatch) -> Emulator:
     """Let the solver start these kernels by itself, on the stand-in's arrays."""
@@ -51,7 +59,7 @@ def in_training(emulated, monkeypatch) -> Emulator:
 
     monkeypatch.setattr(gpu_launch, "launch", launch)
     monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
-    monkeypatch.setattr(gpu, "available", lambda: True)
+    monkeypatch.setattr(gpu, "available", lambda device: True)
     monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
     monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
     monkeypatch.setattr(updates, "_functions", {})

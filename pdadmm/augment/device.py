@@ -59,9 +59,9 @@ def propagate_on(
             torch.cuda.empty_cache()  # for the solver, and for other ranks with the same GPU
 
 
-def takes_kernel(dtype: torch.dtype) -> bool:
+def takes_kernel(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether our kernel does S X, else torch's product (cuSPARSE): benchmarks/gpu.py tells which is faster."""
-    return dtype == torch.float32 and gpu.available()
+    return dtype == torch.float32 and gpu.available(device)
 
 
 def product(S: sp.csr_array, device: torch.device) -> Product:
@@ -73,7 +73,7 @@ def product(S: sp.csr_array, device: torch.device) -> Product:
     values = there(S.data, S.data.dtype.type)
     wide = np.int32 if S.nnz <= np.iinfo(np.int32).max else np.int64
     pointers = there(S.indptr, wide)
-    if takes_kernel(values.dtype):
+    if takes_kernel(values.dtype, device):
         plan = gpu.SpmmPlan.of(pointers, there(S.indices, np.int32), values)
         partial = len(plan.begins) * values.element_size()
         return Product(lambda X, out: gpu.spmm(plan, X, out, ordered=True), partial)

@@ -29,7 +29,7 @@ def takes(*arrays: Tensor) -> bool:
         x.device.type == run.DEVICE
         and x.dtype in run.SUFFIX
         and all(y.dtype == x.dtype and y.device == x.device and y.is_contiguous() for y in arrays)
-        and available()
+        and available(x.device)
     )
 
 

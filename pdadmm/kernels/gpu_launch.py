@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["NVRTC_OPTIONS", "OPTIONS", "SOURCES", "available", "compiled", "launch", "source"]
+__all__ = ["NVRTC_OPTIONS", "OPTIONS", "SOURCES", "available", "compiled", "lacking", "launch", "source", "try_out"]
 
 SOURCES = ("updates", "newton", "scale", "codec", "spmm")
 # No contraction to fused multiply-adds, no flush of subnormal numbers: the results are those of plain torch on the CPU.
@@ -29,11 +29,40 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 
 @cache
-def available() -> bool:
-    """Whether there is a GPU and CuPy to reach it; ``PDADMM_KERNELS=0`` says no. CuPy is not imported here."""
-    if os.environ.get("PDADMM_KERNELS", "1") == "0" or not torch.cuda.is_available():
-        return False
-    return torch.version.cuda is not None and importlib.util.find_spec("cupy") is not None
+def available(device: torch.device) -> bool:
+    """Whether ``device`` runs these kernels: one of them was tried there."""
+    return lacking(device) is None
+
+
+@cache
+def lacking(device: torch.device) -> str | None:
+    """Say why ``device`` does not run these kernels; None where it does. ``PDADMM_KERNELS=0`` asks for none of them.
+
+    A CuPy of another CUDA than torch's, or without NVRTC, can be imported and then fails at the first kernel: so one is
+    tried here, before anybody trains.
+    """
+    if os.environ.get("PDADMM_KERNELS", "1") == "0":
+        return "PDADMM_KERNELS=0 asks for plain torch"
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    try:
+        try_out(device)
+    except Exception as error:  # of CuPy, NVRTC or the driver, each with classes of its own
+        words = str(error).strip().splitlines() or [""]
+        return f"CuPy cannot run them: {type(error).__name__}: {words[0]}"
+    return None
+
+
+def try_out(device: torch.device) -> None:
+    """Compile a kernel and run it on three numbers; whatever is wrong is raised."""
+    u, p, q = (torch.full((1,), value, device=device) for value in (1.0, 3.0, 2.0))
+    launch("updates", "update_u_float_1", (1, 1), THREADS, (u, p, q, 1, 0.5), device)
+    if float(u) != 1.5:
+        raise RuntimeError(f"update_u returned {float(u)} for 1.5")
 
 
 def source(name: str) -> str:

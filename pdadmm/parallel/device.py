@@ -52,14 +52,16 @@ def choose_device(name: str, transport: Transport) -> torch.device:
 
     A rank has the GPU whose number is its own among the ranks of its host, modulo the host's GPUs. "auto" is "cuda"
     where every rank has a GPU. Both sides of a boundary do the same sums: raises InputError where GPUs differ in model,
-    or CuPy is not there on all ranks alike.
+    or CuPy does not run on all ranks alike.
     """
     if name == "cpu":
         return CPU
     device, own = CPU, None
     if torch.cuda.is_available():
         device = torch.device("cuda", transport.local_rank % torch.cuda.device_count())
-        own = torch.cuda.get_device_name(device), gpu_launch.available()
+        # what asks for no GPU by name, CuPy and MPI among it, must not open the first one besides
+        torch.cuda.set_device(device)
+        own = torch.cuda.get_device_name(device), gpu_launch.available(device)
     found = transport.allgather(own)
     if None in found:
         check_device(name)
@@ -67,12 +69,11 @@ def choose_device(name: str, transport: Transport) -> torch.device:
             return CPU
         raise InputError("device", name, "cpu or auto where ranks are without a GPU")
     if len(set(found)) > 1:
-        told = " and ".join(sorted({f"{model} with{'' if fused else 'out'} CuPy" for model, fused in found}))
+        told = " and ".join(sorted({f"{model} with{'' if fused else 'out'} CuPy's kernels" for model, fused in found}))
         raise InputError("device", name, "cpu where the ranks' GPUs differ", f"there are {told}")
-    if not gpu_launch.available() and transport.rank == 0:
-        log.info("device cuda: without CuPy the updates take several passes over their arrays")
-    # what asks for no GPU by name, CuPy and MPI among it, must not open the first one besides
-    torch.cuda.set_device(device)
+    why = gpu_launch.lacking(device)
+    if why is not None and transport.rank == 0:
+        log.info("device cuda: without its kernels the updates take several passes over their arrays: %s", why)
     return device
 
 
