@@ -214,7 +214,7 @@ def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: i
     problem = random_problem(V, inputs, classes)
     solver, network = full_network(problem, layers, n, device="cuda")
     with torch.device("cuda"):
-        alone = products_alone(problem, solver.first, layers, n)
+        alone = products_alone(problem, solver.builder.first, layers, n)
         source, target = torch.ones(V, n), torch.empty(V, n)
     arrays = 5 * (layers - 1)
 

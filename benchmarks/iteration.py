@@ -91,9 +91,9 @@ def main() -> None:
     source, target = torch.ones(state), torch.empty(state)
     runs = {
         "iteration": network.iterate,
-        "products": products(problem, solver.first, given.layers, given.hidden, form=form),
+        "products": products(problem, solver.builder.first, given.layers, given.hidden, form=form),
         "products with LAPACK": products(
-            problem, solver.first, given.layers, given.hidden, lapack_inverse, lapack_solve, form
+            problem, solver.builder.first, given.layers, given.hidden, lapack_inverse, lapack_solve, form
         ),
         "objective": network.terms,
         "traffic": lambda: target.copy_(source),

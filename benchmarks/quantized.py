@@ -39,7 +39,7 @@ def runs(dataset: str, data_dir: str | None, seeds: list[int], options: dict) ->
             quantizer = None if bits == 32 else Quantizer(bits=bits)
             settings = dataclasses.replace(estimator, seed=seed, quantizer=quantizer).checked()
             solver = ADMMSolver(problem, settings, transport, settings.eval_every, first=first).run()
-            first, summary = solver.first, solver.summary()
+            first, summary = solver.builder.first, solver.summary()
             names = ("val_accuracy", "test_accuracy", "bytes_per_iteration")
             row = {"dataset": dataset, "seed": seed, "bits": bits, **{name: summary[name] for name in names}}
             row["float_bytes"] = 3 * 4 * problem.nodes * settings.hidden * (settings.layers - 1)

@@ -49,15 +49,13 @@ def full_network(
     """
     settings = ADMMSettings(layers=layers, hidden=hidden, grid=grid, products=products, device=device).checked()
     solver = ADMMSolver(problem, settings, transport or LocalTransport())
-    placement: list[range] = []
     for number, depth in enumerate(settings.stages):
-        placement = solver._enter_stage(depth, placement)
-        network = solver._build(number, depth, placement)
+        network = solver.builder.begin(number, depth)
         for _ in range(warm):
             network.iterate()
         if depth < layers:
             network.finish()
-            solver._keep(network, network.snapshot())
+            solver.builder.end(network, network.snapshot())
             del network  # before the next is built
     return solver, network
 

@@ -92,7 +92,7 @@ def train_rank(problem: Problem, given: ADMMSettings, transport):
     assert all(type(x) is torch.Tensor and x.is_cpu for pair in weights.values() for x in pair)
     if solver.device.type != "cpu":
         assert own.X is None
-        assert solver.first is None or solver.first.p.device == solver.device
+        assert solver.builder.first is None or solver.builder.first.p.device == solver.device
     return [{**row, "seconds": 0} for row in solver.history], weights
 
 

@@ -57,13 +57,14 @@ def own_rows(X: Tensor, nodes: int, shard: Shard) -> Tensor:
 
 
 class FirstForm(ABC):
-    """What the forms have in common: W_1 and b_1 as they are, and a = p_1 W_1^T + b_1."""
+    """What the forms have in common: W_1 and b_1 as they are, and a = p_1 W_1^T + b_1; ``squared`` is |p_1|^2."""
 
     name: str
     kappa: float
 
     def __init__(self, X: Tensor, nodes: int, shard: Shard, products: Products) -> None:
         self.X, self.p, self.shard, self.products = X, own_rows(X, nodes, shard), shard, products
+        (self.squared,) = shard.sums(squared_norm(self.p))
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1."""
@@ -75,9 +76,12 @@ class FirstForm(ABC):
 
         Y (V, C) has mean zero, ``codes`` are (n_1, C).
         """
-        p = self.products.operand(self.p)
-        fitted = conjugate_ridge(p, Y, self.kappa, START_STEPS, self.shard, self.products)
+        fitted = conjugate_ridge(self.operand(), Y, self.kappa, START_STEPS, self.shard, self.products)
         self.set_weights(W + codes @ fitted, b)
+
+    def operand(self) -> Parts:
+        """Return p_1 as the products take it."""
+        return self.products.operand(self.p)
 
     @abstractmethod
     def update(self, z: Tensor) -> Tensor:
@@ -236,8 +240,7 @@ class GradientFirst(FirstForm):
         self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
     ) -> None:
         super().__init__(X, nodes, shard, products)
-        (squared,) = shard.sums(squared_norm(self.p))
-        self.kappa = kappa_first * squared / nodes  # as the prefactored forms
+        self.kappa = kappa_first * self.squared / nodes  # as the prefactored forms
 
     @staticmethod
     def cost(nodes: int, inputs: int, width: int) -> float:
@@ -267,6 +270,10 @@ class ConjugateFirst(GradientFirst):
     ) -> None:
         super().__init__(X, nodes, kappa_first, shard, products)
         self.parts = products.operand(self.p)
+
+    def operand(self) -> Parts:
+        """Return p_1 as the products take it, split once."""
+        return self.parts
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1, with no last step."""

@@ -181,14 +181,16 @@ class Work:
 
 def sample_network(V: int, n: int, L: int) -> tuple[Any, Job]:
     """Return a network of L layers of n inputs and neurons on V nodes of random features, and its job."""
+    from pdadmm.admm.builder import NetworkBuilder
     from pdadmm.admm.problem import Problem
+    from pdadmm.admm.products import FULL
     from pdadmm.admm.settings import ADMMSettings
-    from pdadmm.admm.solver import ADMMSolver
 
     parts = {"train": slice(0, V), "val": slice(V, V), "test": slice(V, V)}
     problem = Problem(torch.randn(V, n), torch.arange(V) % 2, n, 2, parts)
-    solver = ADMMSolver(problem, ADMMSettings(layers=L, hidden=n).checked(), LocalTransport())
-    return solver._build(1, L, solver._enter_stage(L, [])), Job(V, V, (n, *[n] * (L - 1), 2))
+    settings = ADMMSettings(layers=L, hidden=n).checked()
+    builder = NetworkBuilder(problem, settings, LocalTransport(), torch.device("cpu"), FULL)
+    return builder.begin(1, L), Job(V, V, (n, *[n] * (L - 1), 2))
 
 
 def turn_seconds(transport: Any, run: Callable[[], object]) -> float:
