@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.conjugate import best_steps, conjugate_ridge
 from pdadmm.admm.first_layer import FIRST_LAYERS
-from pdadmm.admm.label_start import OUTPUT_RIDGE, centred_labels, class_codes, regress_labels
+from pdadmm.admm.label_start import OUTPUT_RIDGE, CentredLabels, regress_labels
 from pdadmm.admm.products import FULL, make_products
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.parallel.transport import LocalTransport
@@ -98,17 +98,17 @@ def test_no_curvature_is_no_step():
 @settings(max_examples=40, deadline=None)
 def test_codes_have_the_deviation_asked_for_and_one_draw_a_seed(seed, classes, width, deviation):
     y = torch.arange(20) % classes
-    shard = Shard(LocalTransport(), 20)
-    Y, mean = centred_labels(y, classes, torch.float64, shard)
-    torch.testing.assert_close(Y + mean, torch.nn.functional.one_hot(y, classes).double())
+    labels = CentredLabels(y, classes, torch.float64, Shard(LocalTransport(), 20))
+    Y = labels.of(y)
+    torch.testing.assert_close(Y + labels.mean, torch.nn.functional.one_hot(y, classes).double())
     torch.testing.assert_close(Y.sum(0), torch.zeros(classes, dtype=torch.float64))
-    codes = class_codes(seed, Y, width, deviation, shard)
+    codes = labels.codes(seed, width, deviation)
     assert codes.shape == (width, classes)
     if classes > 1:
         assert float((Y @ codes.mT).square().mean().sqrt()) == pytest.approx(deviation)
-    assert torch.equal(codes, class_codes(seed, Y, width, deviation, shard))
+    assert torch.equal(codes, labels.codes(seed, width, deviation))
     if width > classes > 1:
-        assert not torch.equal(codes, class_codes(seed ^ 1, Y, width, deviation, shard))
+        assert not torch.equal(codes, labels.codes(seed ^ 1, width, deviation))
 
 
 @given(seed=SEEDS, V=st.integers(1, 12), m=st.integers(1, 6))
@@ -117,8 +117,8 @@ def test_the_last_layer_is_a_ridge_regression_with_a_free_bias(seed, V, m):
     p, Y = draw(seed, (V, m), (V, 3))
     Y -= Y.mean(0)
     (mean,) = draw(seed + 1, (3,))
-    W, b = regress_labels(p, p.mean(0), Y, mean, WHOLE)
     about = p - p.mean(0)
+    W, b = regress_labels(about.mT @ about, Y.mT @ about, p.mean(0), mean)
     kappa = OUTPUT_RIDGE * float(about.square().sum()) / m or 1.0
     torch.testing.assert_close(W, ridge(about, Y, kappa), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(b, mean - W @ p.mean(0))

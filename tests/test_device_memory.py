@@ -41,6 +41,8 @@ CASES = {
     "gradient": {"form": "gradient", "first_layer": "gradient", "acceleration": "all-stages"},
     "leaky": {"activation": "leaky_relu", "rho_schedule": "stall", "rho": 0.01, "prior_weight": 0.75},
     "one layer": {"layers": 1, "stages": (1,)},
+    "labels": {"initial": "labels", "first_layer": "cg", "acceleration": "all-stages"},
+    "labels, gram": {"initial": "labels", "stages": (4,)},
     "wide classes": {"hidden": 2, "eval_every": 2},
 }
 BITS = {"bf16": {"products": "bf16"}, "bf16x3": {"products": "bf16x3"}, "float32": {}}
@@ -321,9 +323,7 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
         (PDADMMG(device="cuda", device_memory="lots"), {}, "device_memory = lots: must be a size such as 2GiB"),
         (PDADMMG(device="cuda", device_memory=0), {}, "device_memory = 0: must be a size"),
         (PDADMMG(**ON_DEVICE | {"device_memory": "1MiB"}), {}, r"device_memory = 1MiB: must be at least \d+MiB for"),
-        (PDADMMG(**ON_DEVICE, first_layer="kernel"), {}, "first_layer = kernel: must be auto, gram or gradient with"),
-        (PDADMMG(**ON_DEVICE, first_layer="cg"), {}, "first_layer = cg: must be auto, gram or gradient with"),
-        (PDADMMG(**ON_DEVICE, initial="labels"), {}, "initial = labels: must be random with device_memory"),
+        (PDADMMG(**ON_DEVICE, first_layer="kernel"), {}, "first_layer = kernel: must be auto, gram, gradient or cg w"),
         (PDADMMG(**ON_DEVICE, quantizer=Quantizer()), {}, "left out with quantized messages; the scale"),
         (PDADMMGQ(**ON_DEVICE), {}, "device_memory = 1073741824: must be left out with quantized messages"),
         (PDADMMG(**ON_DEVICE | {"device": "auto"}), {"memory": LIMIT, "scratch": tmp_path},

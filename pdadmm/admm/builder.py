@@ -14,7 +14,7 @@ from pdadmm.admm.acceleration import ACCELERATIONS
 from pdadmm.admm.activations import get_activation
 from pdadmm.admm.first_layer import choose_first_layer
 from pdadmm.admm.growth import Weights, grow, random_layer
-from pdadmm.admm.label_start import RANDOM_SHARE, centred_labels, class_codes
+from pdadmm.admm.label_start import RANDOM_SHARE, CentredLabels
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer, Penalties
 from pdadmm.admm.losses import get_loss
 from pdadmm.admm.network import Network
@@ -24,7 +24,7 @@ from pdadmm.admm.products import Products
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
 from pdadmm.admm.streamed import StreamedNetwork
-from pdadmm.admm.streamed_first import StreamedFirst
+from pdadmm.admm.streamed_first import StreamedFirst, label_products
 from pdadmm.checkpoint import State
 from pdadmm.parallel.placement import layer_costs, place_layers
 from pdadmm.parallel.rank_grid import choose_grid, join_grid
@@ -99,7 +99,7 @@ class NetworkBuilder:
             self.weights = {layer: self._start_layer(layer, widths) for layer in own if layer > 0}
         network = self.build(number)
         if number == 0 and self.settings.initial == "labels":
-            self._last_layer_at_labels(network)
+            network.begin_at_labels(self._labels())
         return network
 
     def resume(self, number: int, depth: int, read: Callable[[int], State]) -> tuple[AnyNetwork, dict[int, State]]:
@@ -179,8 +179,12 @@ class NetworkBuilder:
             self.first.set_weights(*self._random_layer(0, widths, s.first_scale / length))
             return
         W, b = self._random_layer(0, widths, RANDOM_SHARE * s.first_scale / length)
-        Y, _ = self._labels()
-        self.first.begin_at_labels(W, b, Y, class_codes(s.seed, Y, widths[1], s.first_scale, self.shard))
+        labels = self._labels()
+        codes = labels.codes(s.seed, widths[1], s.first_scale)
+        if self.storage is None:
+            self.first.begin_at_labels(W, b, labels.of(labels.y), codes)
+        else:
+            self.first.begin_at_labels(W, b, label_products(self.storage, labels, self.products), codes)
 
     def _start_layer(self, layer: int, widths: list[int]) -> tuple[Tensor, Tensor]:
         """Return the weights that a layer above the first starts with."""
@@ -194,15 +198,10 @@ class NetworkBuilder:
         W, b = random_layer(self.settings.seed, layer, widths[layer + 1], widths[layer], deviation, self.dtype)
         return W.to(self.device), b.to(self.device)
 
-    def _last_layer_at_labels(self, network: AnyNetwork) -> None:
-        """Fit W_L, b_L to the labels, on the ranks that hold the last layer."""
-        for layer in network.layers:
-            if isinstance(layer, HiddenLayer) and layer.loss is not None:
-                layer.begin_at_labels(*self._labels())
-
-    def _labels(self) -> tuple[Tensor, Tensor]:
-        """Return the centred labels of this shard's training nodes, and their mean over all shards."""
-        return centred_labels(self.problem.y[: self.problem.nodes], self.classes, self.dtype, self.shard)
+    def _labels(self) -> CentredLabels:
+        """Return the centred labels of this shard's training nodes; collective over the shards."""
+        y = self.problem.y[: self.problem.nodes]
+        return CentredLabels(y, self.classes, self.dtype, self.shard, self.device)
 
     def _layer(self, index: int, last: bool) -> Layer:
         if index == 0:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pdadmm.admm.products import Parts, Products, transposed
 from pdadmm.admm.shard import Shard
 
-__all__ = ["best_steps", "conjugate_ridge"]
-
+__all__ = ["best_steps", "conjugate_gradients", "conjugate_ridge"]
 
 ROWS = 128  # of p that stay in cache from one product to the next
 
@@ -17,17 +18,28 @@ ROWS = 128  # of p that stay in cache from one product to the next
 def conjugate_ridge(p: Parts, Y: Tensor, kappa: float, steps: int, shard: Shard, products: Products) -> Tensor:
     """Return W (C, n_0) near the minimiser of |Y - p W^T|^2 + kappa |W|^2, for Y (V, C) and p (V, n_0), or its parts.
 
-    ``steps`` of conjugate gradients from W = 0, each row of W for itself (Hestenes and Stiefel 1952); two products of
-    width C a step, where a factor would take V n_0^2. Y and p are the rows of ``shard``.
+    Two products of width C a step, where a factor would take V n_0^2. Y and p are the rows of ``shard``.
     """
-    G = shard.total(products.mm_parts(transposed(products.operand(Y)), p))  # half of the negative gradient
+    cross = shard.total(products.mm_parts(transposed(products.operand(Y)), p))
+    return conjugate_gradients(cross, lambda D: shard.totals(_there_and_back(p, D, products)), kappa, steps)
+
+
+def conjugate_gradients(
+    cross: Tensor, curved: Callable[[Tensor], tuple[Tensor, ...]], kappa: float, steps: int
+) -> Tensor:
+    """Return W (C, n_0) near the solution of W (p^T p + kappa I) = ``cross``, from W = 0, each row of W for itself.
+
+    ``steps`` of conjugate gradients (Hestenes and Stiefel 1952). ``curved`` (D) are D p^T p and the squared lengths of
+    the rows of D p^T.
+    """
+    G = cross  # half of the negative gradient
     W, D, squared = torch.zeros_like(G), G.clone(), G.square().sum(1)
     for _ in range(steps):
-        curved, lengths = shard.totals(_there_and_back(p, D, products))
+        along, lengths = curved(D)
         curvature = lengths + kappa * D.square().sum(1)
         step = torch.where(curvature > 0, squared / curvature, 0.0)[:, None]
         W += step * D
-        G -= step * (curved + kappa * D)
+        G = G - step * (along + kappa * D)
         before, squared = squared, G.square().sum(1)
         D = G + torch.where(before > 0, squared / before, 0.0)[:, None] * D
     return W

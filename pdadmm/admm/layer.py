@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdadmm.admm.activations import PiecewiseLinear
 from pdadmm.admm.first_layer import GradientFirst, GramFirst, KernelFirst
-from pdadmm.admm.label_start import regress_labels
+from pdadmm.admm.label_start import CentredLabels, regress_labels
 from pdadmm.admm.link import Link
 from pdadmm.admm.losses import CrossEntropy, SquaredError
 from pdadmm.admm.products import FULL, Products, transposed
@@ -234,9 +234,11 @@ class HiddenLayer(Layer):
         self.centre = self.shard.mean(p, "init")
         return self.begin(torch.addmm(self.b, p, self.W.mT))
 
-    def begin_at_labels(self, Y: Tensor, mean: Tensor) -> None:
-        """Begin a stage anew, as the last layer, from the ridge regression of the labels Y + mean on p."""
-        self.W, self.b = regress_labels(self.below.own_p, self.centre, Y, mean, self.shard)
+    def begin_at_labels(self, labels: CentredLabels) -> None:
+        """Begin a stage anew, as the last layer, from the ridge regression of the labels on p."""
+        about = self.below.own_p - self.centre
+        gram, cross = self.shard.totals((about.mT @ about, labels.of(self.y).mT @ about))
+        self.W, self.b = regress_labels(gram, cross, self.centre, labels.mean)
         self.begin(torch.addmm(self.b, self.below.own_p, self.W.mT))
 
     def snapshot(self) -> State:

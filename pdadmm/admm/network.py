@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pdadmm.admm.label_start import CentredLabels
 from pdadmm.admm.layer import UPDATED, HiddenLayer, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.problem import Problem, tally
@@ -78,6 +79,12 @@ class Network:
     def _receive(self, nodes: int, rank: int, kind: str) -> Tensor:
         W = self.uppers[0].W
         return self.transport.receive(W.new_empty(nodes, W.shape[1]), rank, kind)
+
+    def begin_at_labels(self, labels: CentredLabels) -> None:
+        """Fit W_L, b_L to the labels, on the ranks that hold layer L."""
+        for layer in self.uppers:
+            if layer.loss is not None:
+                layer.begin_at_labels(labels)
 
     def describe(self) -> str:
         """Say which layers this rank holds, and which nodes where it has not all, counted from 1."""

@@ -165,11 +165,9 @@ def check_device_memory(settings: ADMMSettings) -> None:
 
 def check_streamed(settings: ADMMSettings, limit: str) -> None:
     """Raise InputError where something needs all nodes at once, which training under the ``limit`` reads in blocks."""
-    if settings.first_layer in ("kernel", "cg"):
+    if settings.first_layer == "kernel":
         remedy = "gram has the same minimiser"
-        raise InputError("first_layer", settings.first_layer, f"auto, gram or gradient with {limit}", remedy)
-    if settings.initial != "random":
-        raise InputError("initial", settings.initial, f"random with {limit}", "the regression needs all nodes at once")
+        raise InputError("first_layer", settings.first_layer, f"auto, gram, gradient or cg with {limit}", remedy)
 
 
 def default_stages(layers: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdadmm.admm.acceleration import ACCELERATIONS, next_step
 from pdadmm.admm.block import BlockUpdates, Tally, Weights
+from pdadmm.admm.label_start import CentredLabels, regress_labels
 from pdadmm.admm.layer import UPDATED, HiddenLayer, Terms
 from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.problem import Problem, tally
@@ -81,6 +82,22 @@ class StreamedNetwork:
     def describe(self) -> str:
         """Say which layers this process holds."""
         return f"layers 1 to {self.depth} of {self.depth}" if self.depth > 1 else "layer 1 of 1"
+
+    def begin_at_labels(self, labels: CentredLabels) -> None:
+        """Fit W_L, b_L to the labels, in two passes over X: z_L follows with the rest of the state."""
+        if not self.uppers:
+            return
+        last, nodes = self.uppers[-1], self.storage.nodes
+        m, C = last.W.shape[1], len(last.b)
+        centre, gram, cross = last.W.new_zeros(m), last.W.new_zeros(m, m), last.W.new_zeros(C, m)
+        for _, p in self._top_inputs(nodes):
+            centre += p.sum(0)
+        centre /= nodes
+        for block, p in self._top_inputs(nodes):
+            about = p - centre
+            gram += about.mT @ about
+            cross += labels.of(self.storage.here(labels.y[block.start : block.stop])).mT @ about
+        last.W, last.b = regress_labels(gram, cross, centre, labels.mean)
 
     # An iteration
 
