@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pdadmm import console
+from pdadmm.augment import AUGMENTATION
 from pdadmm.contest_check import check_summary
 from pdadmm.data import load_dataset, load_with_split
 from pdadmm.errors import DivergenceError, InputError, reason_of
@@ -34,7 +35,7 @@ __all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "TEST", "Contest", "compare", "re
 log = logging.getLogger("pdadmm")
 
 # What is given once for all solvers, and never searched.
-COMMON = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype", "eval_every", "threads")
+COMMON = (*AUGMENTATION, "dtype", "eval_every", "threads")
 COLUMNS = ("iteration", "layers", "seconds", "bytes", "objective", "residual_link", "val_accuracy", "test_accuracy")
 SPLIT_SEEDS = ("same", "fixed")
 TEST = ("curve", "once")
@@ -104,11 +105,15 @@ class Contest:
         if launched_size() > 1:
             remedy = "every run is a process of its own: start it without mpirun"
             raise InputError("ranks", launched_size(), "1 for compare", remedy)
+        for flag, names in (("split_seeds", SPLIT_SEEDS), ("test", TEST)):
+            if getattr(self, flag) not in names:
+                raise InputError(flag, getattr(self, flag), "one of " + ", ".join(names))
         shared = set(self.tuned) & set(self.reported)
         if shared:
             remedy = "tuning must not see a seed that is reported"
             allowed = f"none of the seeds {self.reported[0]} to {self.reported[-1]}"
             raise InputError("tune_seed", min(shared), allowed, remedy)
+        self._check_idle()
         for solver, layers in entries:
             solver_class(solver)(**self.job(solver, layers, self.first_seed)["fixed"]).checked()
         for seed in (self.first_seed, *self.tuned):
@@ -116,6 +121,26 @@ class Contest:
             assert graph.splits is not None  # load_with_split
             if not len(graph.splits["val"]) or not len(graph.splits["test"]):
                 raise InputError("split", self.split or "its own", "one with validation and test nodes")
+
+    def _check_idle(self) -> None:
+        """Raise InputError for what the contest's other settings leave no part."""
+        if self.split_seed(self.first_seed) is None and self.split_seeds != Contest.split_seeds:
+            remedy = "splits random:N and fraction:A/B/C are drawn"
+            raise InputError("split_seeds", self.split_seeds, "left out with a split that is not drawn", remedy)
+        for flag in ("tune_seeds", "tune_seed"):
+            if not self.budget and getattr(self, flag) != getattr(Contest, flag):  # the class has the defaults
+                raise InputError(flag, getattr(self, flag), "left out with budget 0", "nothing is tuned")
+
+    def check_common(self, solvers: Collection[str]) -> None:
+        """Raise InputError for a value of ``common``, not the default, that plays no part with any of the solvers."""
+        default = {row.name: row.default for row in parameters(solver_class("pdadmm-g"))}
+        known = {row.name for solver in solvers for row in parameters(solver_class(solver))}
+        for name, value in self.common.items():
+            if name not in COMMON:
+                raise InputError("common", name, "one of " + ", ".join(COMMON))
+            if solvers and name not in known and value != default[name]:
+                allowed = f"left out with {', '.join(solvers)} alone"
+                raise InputError(name, value, allowed, "it is of solvers on augmented features: name one of them, too")
 
 
 def compare(
@@ -134,6 +159,8 @@ def compare(
     """
     contest.check(entries)
     summary = _begin(contest, Path(path))
+    taking_part = [row["solver"] for row in summary["rows"]] + [solver for solver, _ in entries]
+    contest.check_common(dict.fromkeys(taking_part))
     if command:
         summary["commands"].append(command)
     _finish(summary, targets, Path(path))

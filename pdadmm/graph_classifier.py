@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pdadmm.admm.problem import Problem
-from pdadmm.augment import OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
+from pdadmm.augment import AUGMENTATION, OPERATORS, SCALINGS, WEIGHTINGS, Augmenter
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.rows import Centred, FolderRows, is_read_by_rows
@@ -25,8 +25,6 @@ from pdadmm.parameters import fraction, non_negative, one_of, param, parameters,
 from pdadmm.prior import class_shares, logit_shift
 
 __all__ = ["GraphClassifier"]
-
-AUGMENTATION = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling")
 
 log = logging.getLogger("pdadmm")
 

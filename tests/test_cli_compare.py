@@ -190,6 +190,9 @@ def test_bad_input_of_compare(refused, tmp_path, monkeypatch):
     refused(*ok, "--first-seed", "998", words=["tune_seed = 1000", "seeds 998 to 1002"])
     refused(*ok, "--test", "twice", words=["test = twice", "curve, once"])
     refused(*ok, "--split-seeds", "koala", words=["split_seeds = koala", "same, fixed"])
+    refused(*ok, "--split-seeds", "fixed", words=["split_seeds = fixed: must be left out", "random:N"])
+    refused(*ok, "--solvers", "gcn", words=["hops = 1: must be left out with gcn alone", "augmented features"])
+    refused(*ok, "--budget", "0", "--tune-seeds", "3", words=["tune_seeds = 3: must be left out with budget 0"])
     for target in ("0", "1.5", "x", "", "nan"):
         refused(*ok, "--targets", f"0.5,{target}", words=[f"targets = {target}"])
     refused(*ok, "--hops", "-1", words=["hops = -1"])

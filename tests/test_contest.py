@@ -16,6 +16,7 @@ from pdadmm.standings import default_targets, figures, seconds_to, table, table_
 
 ENTRIES = [("pdadmm-g", 2)]
 COMMON_VALUES = {"hops": 1, "threads": 1}
+OF_AUGMENTED = {"hops": 3, "operator": "rw", "weighting": "ppr", "alpha": 0.3, "heat_time": 1.0}  # of no GNN
 
 
 def small(**changes) -> Contest:
@@ -215,8 +216,9 @@ def test_test_nodes_judged_once(solver, in_process, tmp_path, monkeypatch):
         return real(self, graph)
 
     monkeypatch.setattr(solver_class(solver), "fit", fit)
+    plain = {"budget": 0, "common": {"threads": 1}}
     rows = {
-        test: compare(small(budget=0, test=test), [(solver, 2)], tmp_path / f"{test}.json")["rows"][0]
+        test: compare(small(**plain, test=test), [(solver, 2)], tmp_path / f"{test}.json")["rows"][0]
         for test in ("curve", "once")
     }
     assert [bool(nodes) for nodes in seen] == [True, True, False, False]
@@ -262,6 +264,15 @@ def test_a_contest_that_is_cut_off_keeps_what_it_has(in_process, tmp_path, monke
     del in_process[:]
     compare(small(), [*ENTRIES, ("pdadmm-g", 3)], path)
     assert {job["fixed"]["layers"] for _, job in in_process} == {3}
+
+
+def test_what_shapes_the_features_may_come_of_rows_that_are_there(in_process, tmp_path):
+    path = tmp_path / "c.json"
+    compare(small(budget=0), ENTRIES, path)
+    both = compare(small(budget=0), [("gcn", 2)], path)
+    assert [row["solver"] for row in both["rows"]] == ["pdadmm-g", "gcn"]
+    alike = small(budget=0, common={"scaling": "row-l2", "hops": 4})  # the default hops, and what a GNN has, too
+    assert compare(alike, [("gcn", 2)], tmp_path / "gcn.json")["rows"]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +349,14 @@ def test_a_run_that_diverges_is_recorded(in_process, tmp_path, monkeypatch):
         ({"split": "koala"}, ENTRIES, "split = koala"),
         ({"split": "fraction:50/0/50"}, ENTRIES, "validation and test nodes"),
         ({"dataset": "koala"}, ENTRIES, "dataset = koala"),
+        ({"split_seeds": "koala"}, ENTRIES, "split_seeds = koala: must be one of same, fixed"),
+        ({"test": "twice"}, ENTRIES, "test = twice: must be one of curve, once"),
+        ({"split_seeds": "fixed"}, ENTRIES, "split_seeds = fixed: must be left out with a split that is not drawn"),
+        ({"split_seeds": "fixed", "split": "file"}, ENTRIES, "split_seeds = fixed: must be left out"),
+        ({"budget": 0, "tune_seed": 7}, ENTRIES, "tune_seed = 7: must be left out with budget 0"),
+        ({"common": {"hop": 3}}, ENTRIES, "common = hop: must be one of hops, operator"),
+        *(({"common": {name: value}}, [("gcn", 2), ("sage", 2)], f"{name} = .*: must be left out with gcn, sage alone")
+          for name, value in OF_AUGMENTED.items()),
     ],
 )
 def test_bad_contests_end_before_the_first_run(in_process, tmp_path, changes, entries, word):

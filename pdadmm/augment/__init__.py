@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdadmm.augment.augmenter import Augmenter
+from pdadmm.augment.augmenter import AUGMENTATION, Augmenter
 from pdadmm.augment.factors import hop_factors
 from pdadmm.augment.hops import WEIGHTINGS, hop_weights, propagate
 from pdadmm.augment.operators import OPERATORS, Operator, propagation_matrix
@@ -10,6 +10,7 @@ from pdadmm.augment.product import spmm
 from pdadmm.augment.scaling import SCALINGS, Scaler, Scaling
 
 __all__ = [
+    "AUGMENTATION",
     "OPERATORS",
     "SCALINGS",
     "WEIGHTINGS",

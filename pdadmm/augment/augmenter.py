@@ -17,9 +17,11 @@ from pdadmm.console import human_bytes
 from pdadmm.errors import InputError
 from pdadmm.files import memory_bytes, resident_bytes
 
-__all__ = ["Augmenter"]
+__all__ = ["AUGMENTATION", "Augmenter"]
 
-_PARAMETERS = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling", "dtype", "slice_columns")
+# What decides the augmented features, but for their number format.
+AUGMENTATION = ("hops", "operator", "weighting", "alpha", "heat_time", "scaling")
+_PARAMETERS = (*AUGMENTATION, "dtype", "slice_columns")
 
 
 class Augmenter:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pdadmm import console
-from pdadmm.augment import Augmenter
+from pdadmm.augment import AUGMENTATION, Augmenter
 from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags
 from pdadmm.data import DATASETS, load_with_split
 from pdadmm.disk.augment import ROWS, Request, augment_folder
@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
 def _fields() -> list:
     """The hyper-parameters of the augmentation, as the solvers have them."""
     from pdadmm.admm.estimator import PDADMMG
-    from pdadmm.graph_classifier import AUGMENTATION
 
     return [field for field in parameters(PDADMMG) if field.name in (*AUGMENTATION, "dtype")]
 

@@ -14,8 +14,7 @@ from pdadmm.cli.common import (
     check_writable,
     start_logging,
 )
-from pdadmm.contest import COMMON, SPLIT_SEEDS, TEST, Contest, compare
-from pdadmm.errors import InputError
+from pdadmm.contest import COMMON, Contest, compare
 from pdadmm.parameters import fraction, one_of, parameters, whole
 from pdadmm.solvers import SOLVERS, solver_class
 from pdadmm.standings import table, table_of_work
@@ -33,19 +32,16 @@ def run(arguments: list[str]) -> int:
         given.dataset,
         given.data_dir,
         given.split,
-        split_seeds=accepted("split_seeds", given.split_seeds, one_of(SPLIT_SEEDS)),
+        split_seeds=given.split_seeds,
         hidden=accepted("hidden", given.hidden, whole(1)),
         seeds=accepted("seeds", given.seeds, whole(1)),
         first_seed=accepted("first_seed", given.first_seed, whole(0, 2**62)),
         budget=accepted("budget", given.budget, whole(0)),
         tune_seed=accepted("tune_seed", given.tune_seed, whole(0, 2**63 - 1)),
         tune_seeds=accepted("tune_seeds", given.tune_seeds, whole(1)),
-        test=accepted("test", given.test, one_of(TEST)),
+        test=given.test,
         common=common,
     )
-    for flag in ("tune_seeds", "tune_seed"):
-        if not contest.budget and getattr(contest, flag) != getattr(Contest, flag):  # the class has the defaults
-            raise InputError(flag, getattr(contest, flag), "left out with --budget 0", "nothing is tuned")
     solvers = _listed("solvers", given.solvers, one_of(tuple(SOLVERS)))
     depths = _listed("layers", given.layers, whole(1))
     targets = None if given.targets is None else _listed("targets", given.targets, fraction)
