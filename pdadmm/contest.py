@@ -20,6 +20,7 @@ from pdadmm import console
 from pdadmm.augment import AUGMENTATION
 from pdadmm.contest_check import check_summary
 from pdadmm.data import load_dataset, load_with_split
+from pdadmm.data.registry import check_data_dir
 from pdadmm.errors import DivergenceError, InputError, reason_of
 from pdadmm.files import parse_json, regular_file
 from pdadmm.parallel.launch import launched_size
@@ -124,6 +125,7 @@ class Contest:
 
     def _check_idle(self) -> None:
         """Raise InputError for what the contest's other settings leave no part."""
+        check_data_dir(self.dataset, self.data_dir)
         if self.split_seed(self.first_seed) is None and self.split_seeds != Contest.split_seeds:
             remedy = "splits random:N and fraction:A/B/C are drawn"
             raise InputError("split_seeds", self.split_seeds, "left out with a split that is not drawn", remedy)

@@ -13,7 +13,9 @@ import pytest
 import torch
 from cli_small import FAST, TINY, flags_of, npz, refuser, runner, tiny
 
+from pdadmm import csbm
 from pdadmm.__main__ import main
+from pdadmm.disk.graph import write_graph
 from pdadmm.solvers import SOLVERS
 
 
@@ -138,6 +140,20 @@ def test_flags_that_would_play_no_part(refused, tmp_path):
     refused(*sampled, "--sampler", "walk", "--clusters", "3", words=clusters)
     share = ["boundary_share = 0.5: must be left out with halo exact", "halo sampled"]
     refused("train", "--dataset", "digits", "--solver", "gcn", "--boundary-share", "0.5", words=share)
+
+
+@pytest.mark.parametrize("command", ["train", "tune", "compare", "augment", "predict"])
+def test_a_data_folder_that_plays_no_part(refused, tmp_path, monkeypatch, command):
+    """A graph that is made on the spot, the path of a file, a folder on disk: none is looked for there."""
+    monkeypatch.setenv("PDADMM_DATA", str(tmp_path))  # which is no flag, and never complained of
+    write_graph(csbm(40, num_classes=2), tmp_path / "disk")
+    more = {"compare": ["--summary", tmp_path / "s"], "augment": ["--memory", "1GiB", "--out", tmp_path / "out"],
+            "predict": [tmp_path / "none", "-o", tmp_path / "p.csv"]}  # fmt: skip
+    for name in ("digits", "csbm:120", str(npz(tmp_path / "mine.npz")), str(tmp_path / "disk")):
+        words = [f"data_dir = {tmp_path}: must be left out with dataset {name}; it is the folder of the data sets"]
+        refused(command, "--dataset", name, "--data-dir", tmp_path, *more.get(command, []), words=words)
+    unknown = refused(command, "--dataset", "koala", "--data-dir", tmp_path, *more.get(command, []))
+    assert "data_dir" not in unknown
 
 
 def test_negative_values_in_their_own_word(refused):

@@ -125,6 +125,18 @@ def test_flags_win_over_the_file(folder, tmp_path):
     assert json.loads(path.read_text())["hidden"] == 5
 
 
+def test_the_data_folder_of_a_file_goes_with_its_data_set(refused, tmp_path):
+    """Another data set takes its place without it, as no flag unsets it; one that is typed beside it is refused."""
+    path = tmp_path / "cora.toml"
+    path.write_text(f'dataset = "cora"\ndata-dir = "{tmp_path}"\n')
+    assert main([*TINY, "--config", str(path)]) == 0
+    words = ["data_dir = elsewhere: must be left out with dataset csbm:120"]
+    refused(*TINY, "--config", path, "--data-dir", "elsewhere", words=words)
+    refused("train", "--config", path, *FAST, words=[f"dataset = cora: must be in {tmp_path}"])
+    path.write_text(f'dataset = "csbm:120"\ndata-dir = "{tmp_path}"\n')
+    refused("train", "--config", path, *FAST, words=["data_dir = "])
+
+
 def test_lists_and_switches_in_a_file(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('dataset = "csbm:120"\nstages = [2, 3]\nquiet = true\nresume = false\nlayers = 3\nhops = 1\n')

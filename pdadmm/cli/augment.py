@@ -12,6 +12,7 @@ from pdadmm import console
 from pdadmm.augment import AUGMENTATION, Augmenter
 from pdadmm.cli.common import accepted, add_data_flags, add_parameter_flags
 from pdadmm.data import DATASETS, load_with_split
+from pdadmm.data.registry import check_data_dir
 from pdadmm.disk.augment import ROWS, Request, augment_folder
 from pdadmm.disk.exchange import EXCHANGE_KINDS
 from pdadmm.disk.graph import HEADER, DiskGraph, write_graph
@@ -91,6 +92,7 @@ def _fields() -> list:
 
 def _request(given: argparse.Namespace, split: str | None) -> Request:
     """Return the checked flags."""
+    check_data_dir(given.dataset, given.data_dir)
     memory = accepted("memory", given.memory, memory_size)
     fields = _fields()
     values = {one.name: accepted(one.name, getattr(given, one.name), one.metadata["check"]) for one in fields}

@@ -15,6 +15,7 @@ import numpy as np
 from pdadmm import console
 from pdadmm.admm.presets import PRESETS
 from pdadmm.data import Graph, load_with_split
+from pdadmm.data.registry import check_data_dir
 from pdadmm.disk.augmented import AUGMENTED_HEADER, AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.graph import HEADER
@@ -179,6 +180,7 @@ def read_graph(given: argparse.Namespace, from_disk: bool = False) -> Graph | Au
 
     ``from_disk``: a graph on the disk is opened, and not read.
     """
+    check_data_dir(given.dataset, given.data_dir)
     if not given.split_seed.isascii() or not given.split_seed.isdigit():
         raise InputError("split_seed", given.split_seed, "a whole number of at least 0")
     if int(given.split_seed) and not (given.split or "").startswith(DRAWN):

@@ -11,6 +11,7 @@ import numpy as np
 
 from pdadmm.cli.common import add_data_flags, add_log_flags, check_writable, start_logging, tell_graph
 from pdadmm.data import load_dataset
+from pdadmm.data.registry import check_data_dir
 from pdadmm.disk.augmented import AUGMENTED_HEADER
 from pdadmm.errors import InputError
 from pdadmm.estimator import NodeClassifier
@@ -34,6 +35,7 @@ def run(arguments: list[str]) -> int:
     if (Path(given.dataset) / AUGMENTED_HEADER).is_file():
         remedy = "the model augments it by itself, as in training"
         raise InputError("dataset", given.dataset, "the graph, not its augmented features", remedy)
+    check_data_dir(given.dataset, given.data_dir)
     estimator = _estimator(given.model)
     graph = load_dataset(given.dataset, given.data_dir)
     tell_graph(graph)

@@ -31,6 +31,7 @@ from pdadmm.cli.config import Config
 from pdadmm.cli.parser import Parser
 from pdadmm.confusion import confusion_matrix
 from pdadmm.data import Graph
+from pdadmm.data.registry import uses_data_dir
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.errors import InputError
@@ -95,6 +96,9 @@ def _given(arguments: list[str]) -> tuple[argparse.Namespace, Any]:
     config.check_preset(preset or {})
     parser = _parser(solver, name, preset)
     given = parser.parse_args(config.words(parser))
+    if given.dataset != config.values.get("dataset") and not uses_data_dir(given.dataset):
+        # the folder that goes with the file's data set, and cannot be unset on the command line
+        given.data_dir = None if given.data_dir == config.values.get("data-dir") else given.data_dir
     run_folder.place(given)
     _check_checkpoints(given, config)
     start_logging(given)

@@ -15,7 +15,7 @@ from pdadmm.data.readers import find_reader, read_path
 from pdadmm.data.splits import make_splits
 from pdadmm.errors import InputError
 
-__all__ = ["load_dataset", "load_with_split", "read_files"]
+__all__ = ["check_data_dir", "load_dataset", "load_with_split", "read_files", "uses_data_dir"]
 
 
 def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -> Graph:
@@ -24,7 +24,7 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
     A name of ``DATASETS`` is looked for in ``data_dir``, else in the folder that the environment variable
     PDADMM_DATA names, and then in the cache of `pdadmm datasets --download`: its files and folders, then raw
     Planetoid files (``ind.NAME.allx`` and so on), there, in ``NAME`` or in ``NAME/raw``. ``digits`` and ``csbm``
-    (or ``csbm:N``, N nodes) are made on the spot.
+    (or ``csbm:N``, N nodes) are made on the spot: for these and for a path ``data_dir`` plays no part.
 
     Raises InputError for an unknown name, a missing file, or a file that does not hold a valid graph.
 
@@ -42,6 +42,25 @@ def load_dataset(name_or_path: str | Path, data_dir: str | Path | None = None) -
     if row is None or (rest and row.builder is None):
         raise _unknown(text)
     return row.builder(rest) if row.builder else _load_file(row, data_dir)
+
+
+def uses_data_dir(name_or_path: str | Path) -> bool:
+    """Whether a graph is looked for in the data folder: it has a name, and is not made on the spot.
+
+    >>> uses_data_dir("cora"), uses_data_dir("csbm:200"), uses_data_dir("cora.npz")
+    (True, False, False)
+    """
+    row = DATASETS.get(os.fspath(name_or_path))
+    return row is not None and row.builder is None
+
+
+def check_data_dir(name_or_path: str | Path, data_dir: str | Path | None) -> None:
+    """Raise InputError where a folder was named that plays no part; load_dataset lets it pass, for loops over names."""
+    text = os.fspath(name_or_path)
+    known = Path(text).exists() or text.endswith(".npz") or text.partition(":")[0] in DATASETS
+    if data_dir is not None and known and not uses_data_dir(text):
+        remedy = "it is the folder of the data sets with files that pdadmm datasets lists"
+        raise InputError("data_dir", str(data_dir), f"left out with dataset {text}", remedy)
 
 
 def load_with_split(
