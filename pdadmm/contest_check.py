@@ -15,8 +15,9 @@ OPTIONAL = ("bytes",)
 COMPLETE = ("iteration", "layers", "seconds")
 
 
-def check_summary(summary: dict[str, Any]) -> None:
+def check_summary(summary: Any) -> None:
     """Raise ValueError with a few words for the first part of a summary that ``pdadmm compare`` would not write."""
+    _need(isinstance(summary, dict), "the whole of it")
     _need(isinstance(summary.get("contest"), dict), "contest")
     _need(_is_list_of(summary.get("commands"), str), "commands")
     _need(_are_numbers(summary.get("targets")), "targets")

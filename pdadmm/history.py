@@ -38,7 +38,9 @@ class History(list):
     """
 
     def column(self, name: str) -> list[Any]:
-        """Return one quantity of every iteration, None where an iteration has none."""
+        """Return one quantity of every iteration, None where an iteration has none; InputError where none has it."""
+        if self and not any(name in row for row in self):
+            raise InputError("name", name, "one of " + ", ".join(dict.fromkeys(key for row in self for key in row)))
         return [row.get(name) for row in self]
 
     def plot(self, path: str | os.PathLike | None = None, x: str = "iteration", name: str = "run") -> Figure:

@@ -89,7 +89,9 @@ def checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, 
 
 
 def _check_rows(name: Any, history: Any, x: str) -> None:
-    """Raise InputError where a row holds something else than numbers in what is drawn."""
+    """Raise InputError for what is no History, or holds something else than numbers in what is drawn."""
+    if not isinstance(history, Sequence) or not all(isinstance(row, Mapping) for row in history):
+        raise InputError(f"histories[{str(name)!r}]", f"{history!r:.40}", "a History, or another list of dicts")
     drawn = (x, *OBJECTIVE, *RESIDUALS, *ACCURACIES, "layers", "stage")
     for number, row in enumerate(history, start=1):
         for key in drawn:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pdadmm.contest_check import check_summary
 from pdadmm.errors import InputError
 from pdadmm.plot import AXES, COLOURS, FONT, GREY, load_matplotlib, save_figure
 
@@ -67,8 +68,11 @@ def _columns(summaries: Any, x: str) -> list[tuple[str, dict[str, list[Run]], Se
     """Return (title, solver -> runs that ended well and have ``x``, targets) for each contest and depth."""
     if x not in AXES:
         raise InputError("x", x, "one of " + ", ".join(AXES))
+    if not isinstance(summaries, Mapping):
+        raise InputError("summaries", f"{summaries!r:.40}", "a dict of name -> summary of a contest")
     columns = []
     for name, summary in summaries.items():
+        _check(name, summary)
         for depth in sorted({row["layers"] for row in summary["rows"]}):
             runs = {
                 row["solver"]: [run for run in row["runs"] if "failed" not in run and any(run["history"].get(x, ()))]
@@ -82,6 +86,15 @@ def _columns(summaries: Any, x: str) -> list[tuple[str, dict[str, list[Run]], Se
     if not columns:
         raise InputError("summaries", ", ".join(summaries) or "none", f"contests with finished runs that have {x}")
     return columns
+
+
+def _check(name: Any, summary: Any) -> None:
+    """Raise InputError for what is no summary of a contest."""
+    try:
+        check_summary(summary)
+    except ValueError as error:
+        argument, allowed = f"summaries[{str(name)!r}]", "what pdadmm compare wrote"
+        raise InputError(argument, f"{summary!r:.40}", allowed, str(error)) from None
 
 
 def _median(runs: Sequence[Run]) -> Run:

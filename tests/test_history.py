@@ -35,8 +35,9 @@ def test_json_lines_bring_every_row_back(file, rows):
 def test_column():
     history = History([{"a": 1}, {"b": 2}])
     assert history.column("a") == [1, None]
-    assert history.column("c") == [None, None]
     assert History().column("a") == []
+    with pytest.raises(InputError, match=r"name = c: must be one of a, b$"):
+        history.column("c")
 
 
 @pytest.mark.parametrize(

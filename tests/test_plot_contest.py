@@ -18,14 +18,19 @@ def run(best: float, layers: list[int], **more) -> dict:
         "iteration": list(range(1, count + 1)), "layers": layers, "seconds": [0.1 * (k + 1) for k in range(count)],
         "bytes": [1_000_000 * (k + 1) for k in range(count)], "val_accuracy": values, "test_accuracy": values,
     }  # fmt: skip
-    return {"val_accuracy": best, "history": history | more}
+    spent = {"seconds_training": 0.1 * count, "iterations": count, "peak_bytes": 1, "bytes": None}
+    return {"val_accuracy": best, "test_accuracy": best, "history": history | more} | spent
+
+
+def row(solver: str, layers: int, *runs: dict) -> dict:
+    return {"solver": solver, "layers": layers, "parameters": {}, "runs": list(runs)}
 
 
 def contest(**changes) -> dict:
     rows = [
-        {"solver": "pdadmm-g", "layers": 4, "runs": [run(best, [2, 2, 4, 4]) for best in (0.7, 0.9, 0.8)]},
-        {"solver": "adam", "layers": 4, "runs": [run(0.6, [4, 4, 4]), {"failed": "diverged"}]},
-        {"solver": "pdadmm-g", "layers": 2, "runs": [run(0.8, [2, 2])]},
+        row("pdadmm-g", 4, *(run(best, [2, 2, 4, 4]) for best in (0.7, 0.9, 0.8))),
+        row("adam", 4, run(0.6, [4, 4, 4]), {"failed": "diverged"}),
+        row("pdadmm-g", 2, run(0.8, [2, 2])),
     ]
     return {"contest": {}, "commands": [], "targets": [0.5, 0.75], "rows": rows} | changes
 
@@ -78,14 +83,14 @@ def test_the_horizontal_axis(x, last):
 
 
 def test_iterations_that_were_not_evaluated_are_left_out():
-    row = {"solver": "adam", "layers": 2, "runs": [run(0.8, [2, 2, 2], val_accuracy=[None, 0.8, None])]}
-    panel = plot_contest({"cora": contest(rows=[row])}).axes[0]
+    rows = [row("adam", 2, run(0.8, [2, 2, 2], val_accuracy=[None, 0.8, None]))]
+    panel = plot_contest({"cora": contest(rows=rows)}).axes[0]
     assert list(curves(panel, 1.9)[0].get_xdata()) == pytest.approx([0.2])
 
 
 def test_the_median_of_two_seeds_is_one_of_them():
-    row = {"solver": "adam", "layers": 2, "runs": [run(0.9, [2, 2]), run(0.8, [2, 2])]}
-    panel = plot_contest({"cora": contest(rows=[row])}).axes[0]
+    rows = [row("adam", 2, run(0.9, [2, 2]), run(0.8, [2, 2]))]
+    panel = plot_contest({"cora": contest(rows=rows)}).axes[0]
     assert curves(panel, 1.9)[0].get_ydata()[-1] == 0.8
 
 
@@ -95,7 +100,11 @@ def test_the_median_of_two_seeds_is_one_of_them():
         ({"cora": contest()}, {"x": "epochs"}, "x"),
         ({}, {}, "summaries"),
         ({"cora": contest(rows=[])}, {}, "summaries"),
-        ({"cora": contest(rows=[{"solver": "adam", "layers": 2, "runs": [{"failed": "x"}]}])}, {}, "summaries"),
+        ({"cora": contest(rows=[row("adam", 2, {"failed": "x"})])}, {}, "summaries"),
+        (contest(), {}, "summaries['contest']"),
+        ([contest()], {}, "summaries"),
+        ({"cora": "cora.json"}, {}, "summaries['cora']"),
+        ({"cora": contest(rows=[{"solver": "adam"}])}, {}, "summaries['cora']"),
         ({"cora": contest()}, {"path": "no/such/folder/figure.png"}, "path"),
     ],
 )
@@ -109,7 +118,7 @@ def test_what_cannot_be_drawn(summaries, options, argument, tmp_path, monkeypatc
 def test_without_curves_of_test_accuracy_there_are_no_panels_for_it():
     own = run(0.8, [2, 2])
     del own["history"]["test_accuracy"]
-    blind = contest(rows=[{"solver": "adam", "layers": 2, "runs": [own]}])
+    blind = contest(rows=[row("adam", 2, own)])
     (panel,) = plot_contest({"cora": blind}).axes
     assert panel.get_ylabel() == "validation accuracy"
     assert panel.get_xlabel() == AXES["seconds"][0]
@@ -117,6 +126,6 @@ def test_without_curves_of_test_accuracy_there_are_no_panels_for_it():
 
 
 def test_runs_without_messages_have_no_curve_over_bytes():
-    silent = contest(rows=[{"solver": "adam", "layers": 1, "runs": [run(0.8, [1, 1], bytes=[0, 0])]}])
+    silent = contest(rows=[row("adam", 1, run(0.8, [1, 1], bytes=[0, 0]))])
     with pytest.raises(InputError, match="bytes"):
         plot_contest({"cora": silent}, x="bytes")
