@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import logging
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ import torch
 from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
-from pdadmm.disk.limits import limit_of
 from pdadmm.disk.rows import by_rows, is_read_by_rows, row_ranges
 from pdadmm.errors import InputError
 from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
+from pdadmm.kept import CHECKPOINT_EVERY, Kept
 from pdadmm.models.gamlp import load_model, save_model
 from pdadmm.parallel.agreement import data_digest, environment, require_agreement, settings_of
 from pdadmm.parallel.launch import make_transport, set_threads, together
@@ -38,9 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeClassifier", "Outcome", "peak_rss_bytes", "real_matrix"]
 
+log = logging.getLogger("pdadmm")
+
 PARTS = ("train", "val", "test")
-CHECKPOINT_EVERY = 10  # iterations
 MOST_THREADS = 1024  # far more end the process
+_TOLD: weakref.WeakSet[Any] = weakref.WeakSet()  # graphs whose classes without training nodes have been told
 LEARNED = ("model_", "augmenter_", "history_", "stages_", "summary_", "classes_", "n_features_in_")
 
 
@@ -74,14 +78,6 @@ def _check_watchers(watch: Any, trace: Any) -> None:
         raise InputError("trace", trace, "a pdadmm.Trace", "its write(path) makes the file, after fit")
 
 
-def _check_no_checkpoints(every: int | None, resume: bool) -> None:
-    """Raise InputError for arguments about checkpoints where none are written."""
-    if resume:
-        raise InputError("resume", resume, "used with checkpoint", "name the folder of the checkpoints")
-    if every is not None:
-        raise InputError("checkpoint_every", every, "left out without checkpoint", "name the folder of the checkpoints")
-
-
 def _classes_like(predicted: np.ndarray, y: Any) -> np.ndarray:
     """Return ``y`` as an array; InputError where it cannot be compared with what was predicted."""
     truth = np.asarray(y)
@@ -113,6 +109,20 @@ def _readable(graph: Any, on_disk: bool) -> Any:
     if not on_disk and is_read_by_rows(graph):
         raise InputError("X", type(graph).__name__, "a matrix of real numbers", "or train from disk, with memory")
     return graph
+
+
+def _warn_of_classes(graph: Any) -> None:
+    """Warn of classes without training nodes, as of a number left out; once for a graph, however often it is fitted."""
+    if not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)) or graph in _TOLD:
+        return
+    _TOLD.add(graph)
+    assert graph.splits is not None  # it was trained on
+    counts = np.bincount(graph.labels[graph.splits["train"]], minlength=int(graph.num_classes))
+    bare = np.flatnonzero(counts == 0)
+    if bare.size:
+        more = f" ({bare.size} such classes)" if bare.size > 1 else ""
+        log.warning("no training node has the class %d%s, which is never learned: classes go from 0 to %d",
+                    bare[0], more, counts.size - 1)  # fmt: skip
 
 
 def _of_all_ranks(transport: Transport, seconds_setup: float) -> dict[str, Any]:
@@ -210,29 +220,35 @@ class NodeClassifier:
         self._forget()  # a fit that fails leaves nothing half old, half new
         transport = make_transport(comm)
         settings = together(transport, lambda: self._checked(transport))
-        every = None if checkpoint_every == CHECKPOINT_EVERY else checkpoint_every
-        others = {"checkpoint": checkpoint, "checkpoint_every": every}
-        kept = others | {"resume": resume, "memory": memory, "scratch": scratch}
-        kept["trace"] = None if trace is None else "given"
-        self._agree(transport, settings, graph, y, kept)
-        limit = together(transport, lambda: limit_of(type(self), memory, scratch, others, transport.size))
-        if limit is None and checkpoint is None:
-            _check_no_checkpoints(every, resume)
+        kept = Kept(checkpoint, checkpoint_every, resume, memory, scratch)
+        self._agree(transport, settings, graph, y, vars(kept) | {"trace": None if trace is None else "given"})
+        limit = together(transport, lambda: kept.limit(type(self), transport.size))
         threads = set_threads(settings.threads, transport)
         graph = _readable(graph, limit is not None)
         on_disk = {} if limit is None else {"on_disk": True}  # only a solver that streams knows it
         problem, shift, seconds_augmentation = together(
             transport, lambda: self._problem(settings, graph, y, transport, **on_disk)
         )
-        saver = None if checkpoint is None else Saver(checkpoint, checkpoint_every, resume, transport)
-        about: dict[str, Any] = {}
-        if limit is not None and scratch is not None:
-            # every pass writes over the state of the checkpoint before the last
-            saver, about = Saver(scratch, 1, resume, transport, "scratch"), {"memory": limit.limit}
-        if saver is not None:
-            saver.open(settings, lambda: _described(graph, y) | about)
+        if transport.rank == 0:
+            _warn_of_classes(graph)
+        saver = kept.saver(settings, limit, transport, lambda: _described(graph, y))
         more = {} if limit is None else {"storage": self._storage(problem, settings, saver.folder, limit)}
         seconds_setup = time.perf_counter() - began - seconds_augmentation
+        outcome = self._run(problem, settings, transport, watch, trace, saver, **more)
+        self._adopt(outcome, settings, problem, shift, transport)
+        self.history_, self.stages_ = outcome.history, outcome.stages
+        self.summary_ = outcome.summary | {"threads": threads} | _of_all_ranks(transport, seconds_setup)
+        self.summary_["seconds_augmentation"] = transport.bcast(seconds_augmentation)
+        if limit is not None:
+            self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
+        transport.close()
+        return self
+
+    def _run(
+        self, problem: Any, settings: Any, transport: Transport, watch: Any, trace: Trace | None, saver: Saver | None,
+        **more: Any,
+    ) -> Outcome:  # fmt: skip
+        """Return what training found, traced and with its checkpoints where they were asked for."""
         if trace is not None:
             transport.trace = trace
             trace.start(transport)
@@ -246,14 +262,7 @@ class NodeClassifier:
             raise RuntimeError(f"rank {transport.rank} failed while training: {error}") from error
         if trace is not None:
             trace.collect(transport)
-        self._adopt(outcome, settings, problem, shift, transport)
-        self.history_, self.stages_ = outcome.history, outcome.stages
-        self.summary_ = outcome.summary | {"threads": threads} | _of_all_ranks(transport, seconds_setup)
-        self.summary_["seconds_augmentation"] = transport.bcast(seconds_augmentation)
-        if limit is not None:
-            self.summary_ |= {"memory_bytes": limit.limit, "memory_peak_bytes": limit.most()}
-        transport.close()
-        return self
+        return outcome
 
     def _forget(self) -> None:
         """Drop what an earlier fit learned."""

@@ -84,7 +84,7 @@ def test_it_says_what_graph_it_read(run, tmp_path):
     told = run(*args)[2].splitlines()
     assert told[0].startswith("gap: 40 nodes, ")
     assert told[0].endswith(" 3 features, 4 classes, 40 labelled nodes")
-    warning = "no node has the class 1 (2 such classes), though classes go up to 3: they are counted from 0"
+    warning = "no training node has the class 1 (2 such classes), which is never learned: classes go from 0 to 3"
     assert told[1] == warning
     assert run(*args, "--quiet")[2] == warning + "\n"
 

@@ -125,8 +125,8 @@ def test_flags_that_would_play_no_part(refused, tmp_path):
     seed = ["split_seed = 3: must be left out with a split that is not drawn", "random:N"]
     refused(*TINY, "--split-seed", "3", words=seed)
     refused("tune", "--dataset", "digits", "--split", "file", "--split-seed", "3", words=seed)
-    refused(*TINY, "--every", "3", words=["every = 3: must be left out without --checkpoint"])
-    refused(*TINY, "--resume", words=["resume = True: must be used with --checkpoint"])
+    refused(*TINY, "--every", "3", words=["every = 3: must be left out without checkpoint"])
+    refused(*TINY, "--resume", words=["resume = True: must be used with checkpoint"])
     refused(*TINY, "--memory", "1GiB", words=["memory, scratch = 1GiB, None: must be given both"])
     refused(*TINY, "--scratch", "s", words=["memory, scratch = None, s: must be given both"])
     alpha = ["alpha = 0.3: must be left out with weighting powers; it plays a part with weighting ppr"]

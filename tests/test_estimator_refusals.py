@@ -7,7 +7,7 @@ import pytest
 from estimator_small import SMALL, small_graph, three_clouds
 from sklearn.base import clone
 
-from pdadmm import PDADMMG, Adam, Graph, InputError
+from pdadmm import GCN, PDADMMG, Adam, Graph, InputError
 from pdadmm.parameters import parameters
 
 
@@ -219,6 +219,18 @@ def test_nothing_of_an_earlier_fit_stays(graph, tmp_path):
     with pytest.raises(InputError):
         solver.fit(graph, checkpoint_every=3)
     assert not any(name.endswith("_") and not name.startswith("_") for name in vars(solver))
+
+
+def test_classes_without_training_nodes_are_warned_of_once(graph, caplog):
+    labels = np.where(graph.labels == 1, 3, graph.labels)
+    gap = Graph(graph.indptr, graph.indices, None, graph.features, labels, graph.splits, num_classes=6)
+    short = gap.with_splits({**graph.splits, "train": np.flatnonzero(labels == 2)[:3], "val": [], "test": []})
+    words = "no training node has the class {}, which is never learned: classes go from 0 to 5".format
+    for bare, told in ((graph, []), (gap, [words("1 (3 such classes)")]), (short, [words("0 (5 such classes)")])):
+        caplog.clear()
+        for solver in (PDADMMG(**SMALL), Adam(layers=2, hidden=4, iterations=2), GCN(iterations=2)):
+            solver.fit(bare)
+        assert [record.getMessage() for record in caplog.records] == told
 
 
 def test_augmentation_of_arrays_is_warned_of(arrays, caplog):

@@ -137,6 +137,14 @@ def test_the_data_folder_of_a_file_goes_with_its_data_set(refused, tmp_path):
     refused("train", "--config", path, *FAST, words=["data_dir = "])
 
 
+def test_a_file_says_how_often_even_without_checkpoints(refused, tmp_path):
+    run = [*TINY, "--run", str(tmp_path / "a"), "--every", "7"]
+    assert main(run) == 0
+    again = ["train", "--config", str(tmp_path / "a" / "config.toml"), "--quiet"]
+    assert main(again) == 0
+    refused(*again, "--every", "5", words=["every = 5: must be left out without checkpoint"])
+
+
 def test_lists_and_switches_in_a_file(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('dataset = "csbm:120"\nstages = [2, 3]\nquiet = true\nresume = false\nlayers = 3\nhops = 1\n')

@@ -198,20 +198,15 @@ def read_graph(given: argparse.Namespace, from_disk: bool = False) -> Graph | Au
 
 
 def tell_graph(graph: Graph | AugmentedFolder | GraphFolder) -> None:
-    """Log what was read: sizes and labelled nodes; warn of a class that no node has, as of a number left out."""
+    """Log what was read: sizes and labelled nodes."""
     if launched_rank() > 0:
         return
     classes = int(graph.num_classes or 0)
-    counts = np.bincount(graph.labels[graph.labels >= 0], minlength=classes)
+    labelled = int(np.count_nonzero(graph.labels >= 0))
     edges = f" {graph.num_edges:,} edges," if isinstance(graph, Graph) else ""
     fields = {"nodes": graph.num_nodes, "features": graph.num_features, "classes": classes}
     log.info(
         "%s: %s nodes,%s %s features, %d classes, %s labelled nodes",
-        graph.name, f"{graph.num_nodes:,}", edges, f"{graph.num_features:,}", classes, f"{counts.sum():,}",
-        extra={"fields": fields | {"labelled": int(counts.sum())}},
+        graph.name, f"{graph.num_nodes:,}", edges, f"{graph.num_features:,}", classes, f"{labelled:,}",
+        extra={"fields": fields | {"labelled": labelled}},
     )  # fmt: skip
-    empty = np.flatnonzero(counts == 0)
-    if empty.size:
-        more = f" ({empty.size} such classes)" if empty.size > 1 else ""
-        log.warning("no node has the class %d%s, though classes go up to %d: they are counted from 0",
-                    empty[0], more, classes - 1)  # fmt: skip

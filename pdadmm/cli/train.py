@@ -35,9 +35,9 @@ from pdadmm.data.registry import uses_data_dir
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.errors import InputError
-from pdadmm.estimator import CHECKPOINT_EVERY
 from pdadmm.files import resident_bytes
 from pdadmm.history import History, bytes_of_iteration
+from pdadmm.kept import CHECKPOINT_EVERY, Kept
 from pdadmm.parallel.launch import make_transport, together
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import whole
@@ -66,11 +66,7 @@ def run(arguments: list[str]) -> int:
     warm(estimator.checked())
     base = resident_bytes()
     try:
-        checkpoints = {"checkpoint": given.checkpoint, "resume": given.resume}
-        checkpoints["checkpoint_every"] = accepted("every", given.every, whole(1))
-        if estimator.streams:
-            checkpoints |= {"memory": given.memory, "scratch": given.scratch}
-        estimator.fit(graph, watch=watch, trace=trace, **checkpoints)
+        estimator.fit(graph, watch=watch, trace=trace, **vars(given.kept))
     finally:
         progress.close()
     summary = _summary(given, graph, estimator.summary_)
@@ -100,7 +96,7 @@ def _given(arguments: list[str]) -> tuple[argparse.Namespace, Any]:
         # the folder that goes with the file's data set, and cannot be unset on the command line
         given.data_dir = None if given.data_dir == config.values.get("data-dir") else given.data_dir
     run_folder.place(given)
-    _check_checkpoints(given, config)
+    given.kept = _kept(given, config)
     start_logging(given)
     checks = {field.name: field.metadata["check"] for field in flags(solver)}
     estimator = solver(**{name: accepted(name, getattr(given, name), check) for name, check in checks.items()})
@@ -148,19 +144,15 @@ def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> Pars
     return parser
 
 
-def _check_checkpoints(given: argparse.Namespace, config: Config) -> None:
-    """Raise InputError for flags of checkpoints and of training from disk that lack the one they go with.
-
-    A configuration has ``every`` whether or not the run that wrote it had checkpoints.
-    """
-    memory, scratch = getattr(given, "memory", None), getattr(given, "scratch", None)
-    if (memory is None) != (scratch is None):
-        raise InputError("memory, scratch", f"{memory}, {scratch}", "given both, or neither")
-    if given.resume and not given.checkpoint and scratch is None:
-        raise InputError("resume", True, "used with --checkpoint", "name the folder of the checkpoints")
-    if given.every != EVERY and not given.checkpoint and "every" not in config.values:
-        remedy = "it is the number of iterations from one checkpoint to the next"
-        raise InputError("every", given.every, "left out without --checkpoint", remedy)
+def _kept(given: argparse.Namespace, config: Config) -> Kept:
+    """Return what ``fit`` is told of checkpoints and of training from disk; InputError for what lacks its fellow."""
+    if not given.checkpoint and given.every == str(config.values.get("every")):
+        given.every = EVERY  # a configuration has it whether or not there are checkpoints
+    every = accepted("every", given.every, whole(1))
+    disk = getattr(given, "memory", None), getattr(given, "scratch", None)
+    kept = Kept(given.checkpoint, every, given.resume, *disk)
+    kept.check("every")
+    return kept
 
 
 def _graph(given: argparse.Namespace, transport: Transport, estimator: Any) -> Graph | AugmentedFolder | GraphFolder:
