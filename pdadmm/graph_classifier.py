@@ -148,17 +148,9 @@ class GraphClassifier(NodeClassifier):
             X = Centred(X, len(y), dtype)
         else:
             check_finite(X)
-        unknown = np.flatnonzero([name is None or name != name for name in y] if y.dtype == object else y != y)
-        if unknown.size:
-            value, remedy = f"{y[unknown[0]]} in row {unknown[0]}", "leave such rows out"
-            raise InputError("y", value, "a class for every row", remedy)
-        try:
-            self.classes_, labels = np.unique(y, return_inverse=True)
-        except TypeError:
-            allowed = "classes of one type, such as whole numbers or names"
-            raise InputError("y", "an array of several types", allowed) from None
+        self.classes_, labels = numbered_classes(y)
         self.n_features_in_ = X.shape[1]
-        return X, labels.astype(np.int64)
+        return X, labels
 
     def _adopt(self, outcome, settings, problem, shift, transport: Transport) -> None:
         """Bring the best weights of all ranks together as ``model_``, on every rank."""
@@ -202,6 +194,38 @@ def warn_of_idle(settings: GraphClassifier) -> None:
     idle = [name for name in AUGMENTATION if getattr(settings, name) != fields[name]]
     if idle:
         log.warning("%s: no part in fit(X, y), where X is augmented already: they are of Augmenter", ", ".join(idle))
+
+
+def numbered_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes in ``y`` (V,), sorted, and the number of each row's; InputError for what are no classes.
+
+    >>> numbered_classes(np.array([2.0, 0.0, 2.0]))
+    (array([0., 2.]), array([1, 0, 1]))
+    """
+    unknown = np.flatnonzero([name is None or name != name for name in y] if y.dtype == object else y != y)
+    if unknown.size:
+        value, remedy = f"{y[unknown[0]]} in row {unknown[0]}", "leave such rows out"
+        raise InputError("y", value, "a class for every row", remedy)
+    continuous = _not_whole(y)
+    if continuous.size:
+        value = f"{y[continuous[0]]} in row {continuous[0]}"
+        remedy = "this is a classifier: cut continuous targets into classes, with numpy.digitize for one"
+        raise InputError("y", value, "whole numbers or names, as classes are", remedy)
+    try:
+        classes, labels = np.unique(y, return_inverse=True)
+    except TypeError:
+        allowed = "classes of one type, such as whole numbers or names"
+        raise InputError("y", "an array of several types", allowed) from None
+    return classes, labels.astype(np.int64)
+
+
+def _not_whole(y: np.ndarray) -> np.ndarray:
+    """Return the rows of ``y`` that hold a number with a fraction, an infinite or a complex one."""
+    if y.dtype == object:
+        return np.flatnonzero([isinstance(name, (float, np.floating)) and not float(name).is_integer() for name in y])
+    if y.dtype.kind == "f":
+        return np.flatnonzero((y != np.trunc(y)) | np.isinf(y))
+    return np.arange(len(y) if y.dtype.kind == "c" else 0)
 
 
 def check_finite(X: torch.Tensor) -> None:

@@ -177,6 +177,20 @@ def test_every_row_has_a_class(arrays):
         PDADMMG().fit(X, some)
 
 
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [([1, 2, 0.5], "0.5 in row 2"), ([0.5, 1.7, 0.5], "0.5 in row 0"), ([0, 1, np.inf], "inf in row 2"),
+     (np.array([1, 0.25, 1], dtype=object), "0.25 in row 1"), (np.array([1, 0.25, 1], np.float16), "0.25 in row 1"),
+     ([1j, 0, 1], "1j in row 0")],
+)  # fmt: skip
+def test_continuous_targets_are_no_classes(targets, told):
+    X = np.eye(3)
+    with pytest.raises(InputError, match=f"y = {told}: must be whole numbers or names.*this is a classifier"):
+        PDADMMG(**SMALL).fit(X, targets)
+    for fine in ([1.0, 0.0, 1.0], [True, False, True], np.array([3.0, 1.0, 3.0], dtype=object)):
+        np.testing.assert_array_equal(PDADMMG(**SMALL).fit(X, fine).classes_, np.unique(fine))
+
+
 @pytest.mark.parametrize("path", [".", "nowhere/model.safetensors"])
 def test_a_model_is_saved_to_a_file_in_a_folder_that_exists(trained, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
