@@ -67,6 +67,30 @@ def test_from_edges_equals_dense_reference(edges, undirected, weighted):
     assert again.fingerprint() == graph.fingerprint()
 
 
+FORMATS = ("csr_array", "csc_array", "coo_array", "csr_matrix", "lil_matrix", "dia_array")
+
+
+@given(graphs(), st.sampled_from(FORMATS), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_from_adjacency_is_the_graph_again(graph, form, truth):
+    """In any format of scipy, with the diagonal and one triangle alone; truth values are edges without weights."""
+    adjacency = (sp.triu(graph.adjacency) + sp.eye_array(graph.num_nodes)).astype(bool if truth else np.float64)
+    again = Graph.from_adjacency(getattr(sp, form)(adjacency), graph.features, graph.labels, graph.splits)
+    bare = truth or graph.weights is None or bool((graph.weights == 1).all())
+    expected = dataclasses.replace(graph, weights=None if bare else graph.weights)
+    assert again.fingerprint() == expected.fingerprint()
+
+
+def test_from_adjacency_by_hand():
+    stored = sp.csr_array((np.array([0, 2, 1]), np.array([1, 2, 0]), np.array([0, 2, 2, 3])), shape=(3, 3))
+    features, labels = np.ones((3, 1)), [0, 1, 0]
+    both = Graph.from_adjacency(stored, features, labels, num_classes=4, name="mine")
+    assert both.adjacency.toarray().tolist() == [[0, 0, 2], [0, 0, 0], [2, 0, 0]]  # the stored 0 is no edge
+    assert (both.num_classes, both.name) == (4, "mine")
+    one_way = Graph.from_adjacency(stored, features, labels, undirected=False)
+    assert one_way.adjacency.toarray().tolist() == [[0, 0, 2], [0, 0, 0], [1, 0, 0]]
+
+
 @given(graphs(), st.randoms(use_true_random=False))
 @settings(max_examples=50, deadline=None)
 def test_fingerprint_ignores_the_order_of_edges_and_the_name(graph, random):
@@ -176,6 +200,31 @@ BAD_CHANGES = {
 def test_bad_input_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         path_graph(**changes)
+
+
+BROKEN = sp.csr_array(np.eye(4)[::-1])
+BROKEN.indices[0] = 9
+BAD_ADJACENCY = {
+    "dense": (np.eye(4), r"adjacency = a ndarray: must be a scipy.sparse matrix; scipy\.sparse\.csr_array"),
+    "not square": (sp.csr_array((4, 5)), r"adjacency = a matrix of shape \(4, 5\): must be square with 4 rows"),
+    "other nodes": (sp.csr_array((5, 5)), r"shape \(5, 5\): must be square with 4 rows, as many as the features"),
+    "one axis": (sp.coo_array(np.ones(4)), r"shape \(4,\)"),
+    "negative": (sp.csr_array(-np.eye(4)), "weights = -1.0"),
+    "nan": (sp.csr_array(np.full((4, 4), np.nan)), "weights = nan"),
+    "complex": (sp.csr_array(1j * np.eye(4)), "weights = an array of complex128"),
+    "broken": (BROKEN, "adjacency indices = 9"),
+}
+
+
+@pytest.mark.parametrize(("adjacency", "message"), BAD_ADJACENCY.values(), ids=BAD_ADJACENCY)
+def test_bad_scipy_adjacency_is_refused(adjacency, message):
+    with pytest.raises(InputError, match=message):
+        Graph.from_adjacency(adjacency, np.ones((4, 1)), [0, 0, 0, 0])
+
+
+def test_pairs_that_are_an_adjacency_are_told_so():
+    with pytest.raises(InputError, match=r"edge_index = a csr_array: must be node pairs .*Graph\.from_adjacency"):
+        path_graph(edge_index=sp.csr_array(np.eye(4)))
 
 
 BAD_CSR = {

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from pdadmm.data.checks import (
     SPLIT_NAMES,
     check_adjacency,
+    check_csr,
     check_features,
     check_labels,
     check_range,
@@ -104,6 +105,9 @@ class Graph:
         if num_nodes is not None and num_nodes != features.shape[0]:
             raise InputError("num_nodes", num_nodes, f"{features.shape[0]}, the number of feature rows")
         num_nodes = features.shape[0]
+        if sp.issparse(edge_index):
+            remedy = "Graph.from_adjacency takes an adjacency matrix"
+            raise InputError("edge_index", f"a {type(edge_index).__name__}", "node pairs of shape (2, edges)", remedy)
         pairs = whole_numbers("edge_index", edge_index, ndim=2)
         if pairs.shape[0] != 2:
             remedy = "transpose a list of pairs" if pairs.shape[1] == 2 else ""
@@ -116,6 +120,46 @@ class Graph:
         if undirected:
             graph.__dict__["is_undirected"] = True  # known, so never worked out
         return graph
+
+    @classmethod
+    def from_adjacency(
+        cls,
+        adjacency: Any,
+        features: object,
+        labels: Any,
+        splits: dict | None = None,
+        name: str = "graph",
+        undirected: bool = True,
+        num_classes: int | None = None,
+        own_split: str = "",
+    ) -> Graph:
+        """Build a graph from a ``scipy.sparse`` adjacency [V, V] of any format, whose row i holds i's neighbours.
+
+        Values other than 1 are weights; a stored 0 is no edge. The rest is as for ``from_edges``: the diagonal is
+        dropped, and ``undirected`` (i, j) and (j, i) are one edge, of the larger weight where these differ.
+
+        Raises InputError for another shape or class of matrix and for whatever Graph refuses.
+
+        >>> Graph.from_adjacency(sp.csr_array([[0, 1], [1, 0]]), [[0.0], [1.0]], [0, 1]).num_edges
+        1
+        """
+        if not sp.issparse(adjacency):
+            remedy = "scipy.sparse.csr_array(adjacency) makes one of an array"
+            raise InputError("adjacency", f"a {type(adjacency).__name__}", "a scipy.sparse matrix", remedy)
+        features = check_features(features)
+        num_nodes = features.shape[0]
+        if adjacency.shape != (num_nodes, num_nodes):
+            allowed = f"square with {num_nodes} rows, as many as the features have"
+            raise InputError("adjacency", f"a matrix of shape {adjacency.shape}", allowed)
+        matrix = sp.csr_array(adjacency)
+        check_csr("adjacency", matrix.indptr, matrix.indices, num_nodes, num_nodes)
+        rows = np.repeat(np.arange(num_nodes, dtype=np.int32), np.diff(matrix.indptr))
+        pairs, values = np.stack([rows, matrix.indices.astype(np.int32, copy=False)]), matrix.data
+        if not values.all():
+            pairs, values = pairs[:, values != 0], values[values != 0]
+        weights = None if values.dtype.kind == "b" or bool((values == 1).all()) else values
+        return cls.from_edges(pairs, features, labels, splits, name, weights, undirected,
+                              num_classes=num_classes, own_split=own_split)  # fmt: skip
 
     @property
     def num_nodes(self) -> int:

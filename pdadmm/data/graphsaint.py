@@ -9,7 +9,6 @@ import numpy as np
 
 from pdadmm.data.graph import Graph
 from pdadmm.data.npz import in_file, read_npy
-from pdadmm.data.parts import graph_from_adjacency
 from pdadmm.data.scipy_npz import read_sparse
 from pdadmm.errors import InputError
 from pdadmm.files import parse_json, regular_file
@@ -46,7 +45,7 @@ def read_graphsaint(folder: str | Path, name: str | None = None, own_split: str 
     adjacency = read_sparse(folder / "adj_full.npz", features.shape[0])
     adjacency.data = np.ones(adjacency.nnz, dtype=np.int8)
     with in_file(folder):
-        return graph_from_adjacency(adjacency, features, labels, splits=splits, name=name or folder.resolve().name,
+        return Graph.from_adjacency(adjacency, features, labels, splits, name or folder.resolve().name,
                                     own_split=own_split)  # fmt: skip
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from pdadmm.data.checks import SPLIT_NAMES, as_numbers, check_csr, check_range, whole_numbers
-from pdadmm.data.graph import Graph
 from pdadmm.errors import InputError
 
-__all__ = ["class_numbers", "compressed", "coordinates", "graph_from_adjacency", "nodes_in_masks", "unlabelled"]
+__all__ = ["class_numbers", "compressed", "coordinates", "nodes_in_masks", "unlabelled"]
 
 
 def class_numbers(argument: str, labels: Any) -> np.ndarray:
@@ -91,20 +90,3 @@ def coordinates(prefix: str, parts: tuple[Any, Any, Any], shape: tuple[int, int]
     check_range(f"{prefix} row", rows, 0, shape[0] - 1, "row numbers")
     check_range(f"{prefix} col", columns, 0, shape[1] - 1, "column numbers")
     return sp.coo_array((data, (rows, columns)), shape=shape).tocsr()
-
-
-def graph_from_adjacency(adjacency: sp.csr_array, features: Any, labels: Any, **more: Any) -> Graph:
-    """An undirected graph from its adjacency [V, V]; values other than 1 are weights. ``more``: Graph.from_edges.
-
-    >>> graph_from_adjacency(sp.csr_array([[0, 1], [1, 0]]), [[0.0], [1.0]], [0, 1]).num_edges
-    1
-    """
-    if adjacency.shape[0] != adjacency.shape[1]:
-        raise InputError("adjacency", f"a matrix of shape {adjacency.shape}", "square")
-    rows = np.repeat(np.arange(adjacency.shape[0], dtype=np.int32), np.diff(adjacency.indptr))
-    pairs = np.stack([rows, adjacency.indices.astype(np.int32, copy=False)])
-    plain = adjacency.data.dtype.kind == "b" or bool((adjacency.data == 1).all())
-    if plain and adjacency.data.dtype.kind == "b" and not adjacency.data.all():
-        pairs = pairs[:, adjacency.data]
-    weights = None if plain else adjacency.data
-    return Graph.from_edges(pairs, features, labels, weights=weights, num_nodes=adjacency.shape[0], **more)

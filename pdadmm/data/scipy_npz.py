@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from pdadmm.data.checks import SPLIT_NAMES, whole_numbers
 from pdadmm.data.graph import Graph
 from pdadmm.data.npz import in_file, opened_npz, read_npy
-from pdadmm.data.parts import class_numbers, compressed, coordinates, graph_from_adjacency
+from pdadmm.data.parts import class_numbers, compressed, coordinates
 from pdadmm.errors import InputError
 
 __all__ = ["holds_scipy", "read_scipy", "read_sparse"]
@@ -42,7 +42,7 @@ def read_scipy(folder: str | Path, name: str | None = None, own_split: str = "fi
     if any(file.exists() for file in files.values()):
         splits = {part: read_npy(file) for part, file in files.items()}
     with in_file(folder):
-        return graph_from_adjacency(adjacency, features, labels, splits=splits, name=name or folder.resolve().name,
+        return Graph.from_adjacency(adjacency, features, labels, splits, name or folder.resolve().name,
                                     own_split=own_split if splits else "")  # fmt: skip
 
 
