@@ -129,19 +129,27 @@ def test_a_conversion_that_was_killed_is_begun_again(tmp_path):
     [({"edges": [(0, 4)]}, "an edge 0, 4"), ({"edges": [(-1, 0)]}, "an edge -1, 0"),
      ({"labels": [0, 1]}, "one for each of 4 nodes"), ({"labels": [0] * 5}, "at most one for each"),
      ({"features": np.ones(4)}, "a matrix of numbers"), ({"features": np.full((4, 1), np.nan)}, "nan at node 0"),
-     ({"memory": 1000}, "give at least")],
+     ({"splits": [[0], [1], [7]]}, "splits.*7"), ({"memory": 1000}, "give at least")],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )  # fmt: skip
-def test_what_does_not_fit_together_is_refused(tmp_path, change, words):
+def test_what_does_not_fit_together_is_refused_and_leaves_nothing(tmp_path, change, words):
     given = {"edges": [(0, 1)], "features": np.ones((4, 2)), "labels": [0, 1, 0, 1], "memory": 1 << 30} | change
     write(tmp_path / "e.csv", given["edges"])
     write(tmp_path / "y.csv", given["labels"])
     np.save(tmp_path / "x.npy", given["features"])
-    with pytest.raises(InputError, match=words):
-        convert_graph(
-            Sources([tmp_path / "e.csv"], tmp_path / "x.npy", tmp_path / "y.csv"), tmp_path / "g", given["memory"]
-        )
-    assert not (tmp_path / "g" / "graph.json").exists()
+    splits = [tmp_path / f"{name}.csv" for name in ("train", "val", "test")] if "splits" in given else None
+    for path, nodes in zip(splits or (), given.get("splits", ())):
+        write(path, nodes)
+    sources = Sources([tmp_path / "e.csv"], tmp_path / "x.npy", tmp_path / "y.csv", splits)
+    for out in ("empty", "begun"):
+        (tmp_path / out).mkdir()
+    np.save(tmp_path / "begun" / "train.npy", [1])
+    for out in ("new", "empty", "begun"):
+        with pytest.raises(InputError, match=words):
+            convert_graph(sources, tmp_path / out, given["memory"])
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "empty").iterdir())
+    assert [path.name for path in (tmp_path / "begun").iterdir()] == ["train.npy"]
 
 
 # Text

@@ -64,19 +64,19 @@ def convert_graph(sources: Sources, out: str | os.PathLike, memory: int, traffic
             raise InputError("memory", f"{memory} bytes", f"at least {least_memory(V)} bytes for {V} nodes", remedy)
         if V > 3 * 10**9:
             raise InputError("features", f"{V} rows", "at most 3 billion nodes")
-        folder = new_folder(out)
-        work = folder / "work"
-        shutil.rmtree(work, ignore_errors=True)  # of a conversion that was killed
-        work.mkdir()
-        room = (memory - 40 * V - WORK_BYTES) // 64  # keys; up to eight copies are in memory, parts included
-        runs = list(_runs(_keys(sources.edges, V, 16 * room, traffic), work, room, traffic))
-        files = _write_adjacency(runs, V, room, folder, traffic)
-        shutil.rmtree(work)
-        files |= _write_nodes(sources, V, folder, traffic)
-        classes = files.pop("classes")
-        files["features"] = _write_features(features, folder, traffic)
-    counts = (V, files["indices"]["shape"][0], features.shape[1], classes)
-    finish_folder(folder, dict(zip(COUNTS, counts)), files)
+        with new_folder(out) as folder:
+            work = folder / "work"
+            shutil.rmtree(work, ignore_errors=True)  # of a conversion that was killed
+            work.mkdir()
+            room = (memory - 40 * V - WORK_BYTES) // 64  # keys; up to eight copies are in memory, parts included
+            runs = list(_runs(_keys(sources.edges, V, 16 * room, traffic), work, room, traffic))
+            files = _write_adjacency(runs, V, room, folder, traffic)
+            shutil.rmtree(work)
+            files |= _write_nodes(sources, V, folder, traffic)
+            classes = files.pop("classes")
+            files["features"] = _write_features(features, folder, traffic)
+            counts = (V, files["indices"]["shape"][0], features.shape[1], classes)
+            finish_folder(folder, dict(zip(COUNTS, counts)), files)
 
 
 def _keys(edges: Iterable[Path], V: int, size: int, traffic: Traffic) -> Iterator[np.ndarray]:

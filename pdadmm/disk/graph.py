@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,20 +251,41 @@ def open_listed(folder: Path, name: str, header: dict[str, Any], traffic: Traffi
     raise InputError("dataset", value, "as the folder's JSON lists it", "it was changed: make the folder again")
 
 
-def new_folder(path: str | os.PathLike) -> Path:
-    """Make the folder of a graph; InputError where it cannot be, or has more than what a killed conversion leaves."""
-    folder = Path(path)
-    left = {f"{name}.npy{end}" for name in (*FILES, *SPLIT_NAMES) for end in ("", ".partial")} | {"work"}
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Make the folder of a graph; where what is to fill it fails, what is new in it, or the new folder, goes again.
+
+    InputError where it cannot be made, or has more than what a killed conversion leaves.
+    """
+    folder, made = Path(path), not os.path.lexists(path)
+    before = _make(folder)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            shutil.rmtree(folder / "work", ignore_errors=True)
+            for file in [file for file in folder.iterdir() if file.name not in before]:
+                file.unlink()
+            if made:
+                folder.rmdir()
+        raise
+
+
+def _make(folder: Path) -> set[str]:
+    """Make the folder of a graph, or take what a killed conversion left, and return the names of its files."""
+    left = {f"{name}.npy{end}" for name in (*FILES, *SPLIT_NAMES) for end in ("", ".partial")}
+    left |= {HEADER + ".partial", "work"}
     try:
         folder.mkdir(exist_ok=True)
-        other = sorted(entry.name for entry in folder.iterdir() if entry.name not in left)
+        names = {entry.name for entry in folder.iterdir()}
+        other = sorted(names - left)
     except OSError as error:
         raise InputError("out", str(folder), "a folder that can be made", error.strerror or "") from None
     if other:
         raise InputError("out", f"{folder}, which has {other[0]}", "a new or empty folder", "remove it or name another")
     if not os.access(folder, os.W_OK):
         raise InputError("out", str(folder), "a folder that can be written to")
-    return folder
+    return names
 
 
 def finish_folder(folder: Path, counts: dict[str, int], files: dict[str, dict[str, Any]]) -> None:
@@ -281,17 +304,17 @@ def write_graph(graph: Graph, path: str | os.PathLike, traffic: Traffic | None =
     if graph.weights is not None or not graph.is_undirected:
         value = f"{graph!r} with weights" if graph.weights is not None else f"{graph!r}, directed"
         raise InputError("graph", value, "undirected and without weights", "pass it through Graph.from_edges")
-    folder = new_folder(path)
     arrays = {"indptr": graph.indptr, "indices": graph.indices, "labels": graph.labels} | (graph.splits or {})
-    files = {name: copy_array(array, folder / f"{name}.npy", traffic) for name, array in arrays.items()}
-    new = NewArray(folder / "features.npy", graph.features.shape, np.float32, traffic)
-    try:
-        for start in range(0, graph.num_nodes, new.block):
-            rows = graph.features[start : start + new.block]
-            new.write(start, rows.toarray() if sp.issparse(rows) else rows)
-        new.commit()
-    finally:
-        new.close()
-    files["features"] = new.entry()
-    counts = (graph.num_nodes, graph.indices.size, graph.num_features, int(graph.num_classes or 0))
-    finish_folder(folder, dict(zip(COUNTS, counts)), files)
+    with new_folder(path) as folder:
+        files = {name: copy_array(array, folder / f"{name}.npy", traffic) for name, array in arrays.items()}
+        new = NewArray(folder / "features.npy", graph.features.shape, np.float32, traffic)
+        try:
+            for start in range(0, graph.num_nodes, new.block):
+                rows = graph.features[start : start + new.block]
+                new.write(start, rows.toarray() if sp.issparse(rows) else rows)
+            new.commit()
+        finally:
+            new.close()
+        files["features"] = new.entry()
+        counts = (graph.num_nodes, graph.indices.size, graph.num_features, int(graph.num_classes or 0))
+        finish_folder(folder, dict(zip(COUNTS, counts)), files)
