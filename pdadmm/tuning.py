@@ -182,7 +182,7 @@ def tune(
     """
     if not isinstance(graph, Graph):
         raise InputError("graph", type(graph).__name__, "a Graph", "arrays have no validation nodes")
-    if type(budget) is not int or budget < 1:
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
         raise InputError("budget", budget, "a whole number of at least 1")
     graphs = [graph, *(other for other, _ in others)]
     if any(one.splits is None or not len(one.splits["val"]) for one in graphs):

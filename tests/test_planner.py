@@ -286,6 +286,7 @@ def test_simulation_and_figure_are_asked_for(capsys, tmp_path):
     (["--bits", "3"], "bits = 3"),
     (["--memory", "much"], "memory = much"),
     (["--train-nodes", "1e6"], "train_nodes = 1000000: must be at most nodes = 20000"),
+    (["--nodes", "10", "--edges", "46"], "edges = 46: must be at most 45, the pairs of nodes; give each edge once"),
     (["--straggler", "2"], "must be used with --simulate or --figures"),
     (["--straggler", "0.5", "--simulate"], "straggler = 0.5"),
     (["--machine-dir", "nowhere"], "run: pdadmm plan --calibrate"),
@@ -295,6 +296,12 @@ def test_simulation_and_figure_are_asked_for(capsys, tmp_path):
 def test_bad_flags_are_one_sentence(more, words, capsys):
     assert main([*SMALL, *more]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("nodes", "edges"), [(1, 0), (10, 45)])
+def test_a_graph_may_be_complete(nodes, edges, capsys):
+    assert main([*SMALL, "--nodes", str(nodes), "--edges", str(edges)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_missing_is_named(capsys):

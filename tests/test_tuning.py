@@ -99,6 +99,17 @@ def test_the_same_trials_whatever_the_budget(graph):
     json.dumps(longer, allow_nan=False)
 
 
+@pytest.mark.parametrize("budget", [np.int64(1), np.uint8(1)])
+def test_budgets_of_numpy(graph, budget):
+    json.dumps(tune("adam", graph, budget, {"layers": 2, "hidden": 4, "iterations": 1}))
+
+
+@pytest.mark.parametrize("budget", [0, -1, np.int64(0), True, np.True_, 2.0, "2", None])
+def test_bad_budgets(graph, budget):
+    with pytest.raises(InputError, match=r"budget = .*: must be a whole number of at least 1"):
+        tune("adam", graph, budget, {})
+
+
 def test_what_is_fixed_stays(graph, monkeypatch):
     fitted = []
     solver = solver_class("pdadmm-g")

@@ -117,6 +117,9 @@ def _values(given: argparse.Namespace) -> dict[str, Any]:
     for small, large in (("train_nodes", "nodes"), ("train_nodes", "labelled_nodes"), ("labelled_nodes", "nodes")):
         if values[small] > values[large]:
             raise InputError(small, values[small], f"at most {large} = {values[large]}")
+    pairs = values["nodes"] * (values["nodes"] - 1) // 2
+    if values["edges"] > pairs:
+        raise InputError("edges", values["edges"], f"at most {pairs}, the pairs of nodes", "give each edge once")
     return values
 
 
