@@ -34,6 +34,7 @@ EXCHANGE_KINDS = ("columns", "fit", "rows")
 LIMIT = 1 << 31  # MPI counts in 32 bits
 
 Chunk = tuple[str, int, int]
+Job = tuple[tuple[int | None, ...], int, int]  # the block of each rank, and which of its rows are sent
 OnAll = Callable[[Callable[[], Any]], Any]
 Tell = Callable[[Iterator[int]], None]
 Read = Callable[[int, int, np.ndarray], np.ndarray]  # SlicedRows.rows
@@ -282,58 +283,71 @@ class Exchange:
         tell(self._write(scaler, path, listed))
 
     def _write(self, scaler: Scaler, path: Path, listed: Manifest) -> Iterator[int]:
-        rank, size, x = self.transport.rank, self.transport.size, self.files.plan.shape
-        block, (kept, n0) = self.files.kept_block, self.files.result_shape
+        rank, x, block = self.transport.rank, self.files.plan.shape, self.files.kept_block
         left = self.transport.allgather([k for k in self.shards[rank] if unit_name(k) not in listed.done])
-        rounds, step = list(zip_longest(*left)), self._step(x.blocks * x.number_bytes)
-        jobs = [(round_, a, b) for round_ in rounds for a, b in self._steps(block, block, step)]
+        step, block_bytes = self._step(x.blocks * x.number_bytes), block * self.files.result_shape[1] * x.number_bytes
+        jobs = [(blocks, a, b) for blocks in zip_longest(*left) for a, b in self._steps(block, block, step)]
         source = self.on_all(partial(SlicedRows, self.files))
-        new = self.shared(partial(NewArray, path, (kept, n0), self.files.dtype, self.files.traffic, resume=True))
-        memory = np.empty((block, n0), self.files.dtype)
-        fresh: list[int] = []
+        own = self.shared(partial(_OwnBlocks, self.files, path, scaler, listed))
         room = step * self.most * x.blocks * x.number_bytes
         buffers, incoming = [np.empty(room, np.uint8) for _ in range(2)], np.empty(room, np.uint8)
-
-        def spans(job: tuple) -> list[tuple[int, int]]:
-            """The rows that each rank gets."""
-            starts = [(kept if k is None else k * block + job[1]) for k in job[0]]
-            return [(min(a, kept), min(a + job[2] - job[1], kept)) for a in starts]
-
-        def pack(job: tuple, which: int) -> np.ndarray:
-            at = 0
-            for a, b in spans(job):
-                if a < b:
-                    self._read(source.rows, a, b, buffers[which][at:])
-                at += self._row_bytes(b - a, rank)
-            return buffers[which]
-
-        def put(k: int | None, last: bool) -> None:
-            if k is not None:
-                rows = memory[: min(block, kept - k * block)]
-                new.write(k * block, scaler.transform(rows))
-                fresh.append(k)
-            if fresh and (last or len(fresh) == assemble.SYNC_BLOCKS):
-                new.sync()
-                listed.add({unit_name(each): new.crcs[each] for each in fresh})
-                fresh.clear()
-
-        packed = read_ahead(jobs, pack)
-        yield (len(self.shards[rank]) - len(left[rank])) * block * n0 * x.number_bytes
+        packed = read_ahead(jobs, lambda job, which: self._pack(source.rows, job, buffers[which]))
+        yield (len(self.shards[rank]) - len(left[rank])) * block_bytes
         try:
             for number, job in enumerate(jobs):
-                rows = [b - a for a, b in spans(job)]
+                rows = [b - a for a, b in self._spans(job)]
                 outgoing = self.on_all(partial(next, packed))
-                coming = [self._row_bytes(rows[rank], peer) for peer in range(size)]
+                coming = [self._row_bytes(rows[rank], peer) for peer in range(self.transport.size)]
                 counts = [self._row_bytes(n, rank) for n in rows]
                 came = self._swap(outgoing, counts, incoming, coming, "rows")
-                self._put_rows(came, memory[job[1] : job[1] + rows[rank]])
+                self._put_rows(came, own.rows[job[1] : job[1] + rows[rank]])
                 if job[2] == block:
-                    self.shared(partial(put, job[0][rank], number == len(jobs) - 1))
-                    yield 0 if job[0][rank] is None else block * n0 * x.number_bytes
+                    self.shared(partial(own.put, job[0][rank], number == len(jobs) - 1))
+                    yield 0 if job[0][rank] is None else block_bytes
         finally:
             packed.close()
-            new.close()
+            own.close()
             source.close()
+
+    def _spans(self, job: Job) -> list[tuple[int, int]]:
+        """Return the rows that each rank gets, none where it has no block left."""
+        blocks, first, stop = job
+        kept, block = self.files.plan.shape.kept, self.files.kept_block
+        starts = [kept if k is None else k * block + first for k in blocks]
+        return [(min(a, kept), min(a + stop - first, kept)) for a in starts]
+
+    def _pack(self, read: Read, job: Job, buffer: np.ndarray) -> np.ndarray:
+        """Read the own columns of the rows that each rank gets into ``buffer``, one rank's after the other's."""
+        at = 0
+        for a, b in self._spans(job):
+            if a < b:
+                self._read(read, a, b, buffer[at:])
+            at += self._row_bytes(b - a, self.transport.rank)
+        return buffer
+
+
+class _OwnBlocks:
+    """The result's blocks that a rank writes, one after the other: ``rows`` is the one that is being collected."""
+
+    def __init__(self, files: SliceFiles, path: Path, scaler: Scaler, listed: Manifest) -> None:
+        self.new = NewArray(path, files.result_shape, files.dtype, files.traffic, resume=True)
+        self.scaler, self.listed = scaler, listed
+        self.rows = np.empty((files.kept_block, files.result_shape[1]), files.dtype)
+        self.fresh: list[int] = []
+
+    def put(self, number: int | None, last: bool) -> None:
+        """Scale and write ``rows`` as block ``number``, where it is one; list blocks once they are on the disk."""
+        if number is not None:
+            start = number * len(self.rows)
+            self.new.write(start, self.scaler.transform(self.rows[: self.new.shape[0] - start]))
+            self.fresh.append(number)
+        if self.fresh and (last or len(self.fresh) == assemble.SYNC_BLOCKS):
+            self.new.sync()
+            self.listed.add({unit_name(each): self.new.crcs[each] for each in self.fresh})
+            self.fresh.clear()
+
+    def close(self) -> None:
+        self.new.close()
 
 
 class _CollectedRows(SlicedRows):
