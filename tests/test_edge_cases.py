@@ -141,17 +141,24 @@ class Watched:
 
     def __init__(self, monkeypatch) -> None:
         self.counts: dict[str, int] = {}
-        prepare, exact_p = layer_module.prepare_p_exact, layer_module.update_p_exact_
-        exact_W, gradient_p = layer_module.update_W_b_exact, layer_module.update_p_gradient_
-        update_z, update_q_u = PiecewiseLinear.update_z_, Link.update_q_u
-        told = {}
+        self.patch = monkeypatch.setattr
+        self.watch_exact_p()
+        self.watch_gradient_p()
+        self.watch_W()
+        self.watch_z()
+        self.watch_q_u()
+        for loss in LOSSES.values():
+            self.watch_loss(loss)
+
+    def watch_exact_p(self) -> None:
+        prepare, exact_p, told = layer_module.prepare_p_exact, layer_module.update_p_exact_, {}
 
         def prepared(z, W, b, nu, rho, out, products):
             given = prepare(z, W, b, nu, rho, out, products=products)
             told[given[0].data_ptr()] = z, W, b, nu
             return given
 
-        def p_exact(p, given, q, u, rho, products):
+        def update(p, given, q, u, rho, products):
             z, W, b, nu = told[given[0].data_ptr()]
             exact_p(p, given, q, u, rho, products)
             condition = 1 + nu * float(torch.linalg.matrix_norm(W)) ** 2 / rho
@@ -159,7 +166,13 @@ class Watched:
             assert_zero(parts, 1e-12 * condition)
             self.count("exact p")
 
-        def p_gradient(p, r, W, q, u, nu, rho, products):
+        self.patch(layer_module, "prepare_p_exact", prepared)
+        self.patch(layer_module, "update_p_exact_", update)
+
+    def watch_gradient_p(self) -> None:
+        gradient_p = layer_module.update_p_gradient_
+
+        def update(p, r, W, q, u, nu, rho, products):
             def value(p, r):
                 gap = p - q
                 return nu / 2 * r.square().sum(1) + (u * gap).sum(1) + rho / 2 * gap.square().sum(1)
@@ -170,7 +183,12 @@ class Watched:
             assert_zero([a, -r, -(p @ W.mT)], 1e-10)
             self.count("gradient p")
 
-        def W_exact(moments, W_old, mu=0.0, prox=0.0, kappa=0.0, target=None):
+        self.patch(layer_module, "update_p_gradient_", update)
+
+    def watch_W(self) -> None:
+        exact_W = layer_module.update_W_b_exact
+
+        def update(moments, W_old, mu=0.0, prox=0.0, kappa=0.0, target=None):
             W, b = exact_W(moments, W_old, mu, prox, kappa, target)
             aim = torch.zeros_like(W) if target is None else target
             floor = 16 * torch.finfo(W.dtype).eps * (moments.pp.diagonal().sum() + 1.0)
@@ -182,7 +200,12 @@ class Watched:
             self.count("exact W")
             return W, b
 
-        def z_update(activation, z, r, q, prox_z):
+        self.patch(layer_module, "update_W_b_exact", update)
+
+    def watch_z(self) -> None:
+        update_z = PiecewiseLinear.update_z_
+
+        def update(activation, z, r, q, prox_z):
             def value(z):
                 return (z - a).square() + (q - activation(z)).square() + prox_z * (z - old).square()
 
@@ -194,7 +217,12 @@ class Watched:
             assert torch.equal(r, z - a)
             self.count("z")
 
-        def q_u(link, z, r, activation, nu, rho):
+        self.patch(PiecewiseLinear, "update_z_", update)
+
+    def watch_q_u(self) -> None:
+        update_q_u = Link.update_q_u
+
+        def update(link, z, r, activation, nu, rho):
             before, f_z = link.u.clone(), activation(z)
             update_q_u(link, z, r, activation, nu, rho)
             if link.momentum is None and link.p_channel.coder is None:  # as it was updated, not extrapolated
@@ -203,16 +231,9 @@ class Watched:
             assert bool(torch.isfinite(link.q).all() & torch.isfinite(link.u).all())
             self.count("q, u")
 
-        monkeypatch.setattr(layer_module, "prepare_p_exact", prepared)
-        monkeypatch.setattr(layer_module, "update_p_exact_", p_exact)
-        monkeypatch.setattr(layer_module, "update_p_gradient_", p_gradient)
-        monkeypatch.setattr(layer_module, "update_W_b_exact", W_exact)
-        monkeypatch.setattr(PiecewiseLinear, "update_z_", z_update)
-        monkeypatch.setattr(Link, "update_q_u", q_u)
-        for loss in LOSSES.values():
-            self.watch_loss(monkeypatch, loss)
+        self.patch(Link, "update_q_u", update)
 
-    def watch_loss(self, monkeypatch, loss) -> None:
+    def watch_loss(self, loss) -> None:
         minimise = loss.minimise
 
         def minimised(a, y, nu, start):
@@ -223,7 +244,7 @@ class Watched:
             self.count("z of L")
             return z
 
-        monkeypatch.setattr(loss, "minimise", minimised, raising=False)
+        self.patch(loss, "minimise", minimised, raising=False)
 
     def count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
