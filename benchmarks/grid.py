@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import statistics
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ranks import spent
 from shared import full_network, machine, random_problem, shape_parser
 
 from pdadmm import PDADMMG, load_dataset
+from pdadmm.admm.builder import NetworkBuilder
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.parallel.launch import make_transport
@@ -33,10 +35,10 @@ from pdadmm.parallel.transport import LocalTransport, Transport
 RUNS = (("float64", 17, None), ("float32", 1, None), ("float32", 1, 1), ("float32", 17, None))
 
 
-class Watched(ADMMSolver):
+class Watched(NetworkBuilder):
     """Keeps the layers' arrays as the last stage ended, before the best weights are put back."""
 
-    def _keep(self, network, snapshot):
+    def end(self, network, snapshot):
         self.arrays: dict[str, np.ndarray] = {}
         for layer in network.layers:
             W, b = layer.solver.weights() if layer.index == 0 else (layer.W, layer.b)
@@ -44,19 +46,19 @@ class Watched(ADMMSolver):
             if layer.above is not None:
                 found |= {"p": layer.above.p, "q": layer.above.q, "u": layer.above.u}
             self.arrays |= {f"{layer.index}.{name}": x.numpy().copy() for name, x in found.items()}
-        super()._keep(network, snapshot)
+        super().end(network, snapshot)
 
 
 def train(estimator: PDADMMG, problem: Problem, transport: Transport) -> tuple[dict[str, np.ndarray], dict] | None:
     """Train on the transport's ranks; return the arrays of all layers and the summary, on rank 0."""
-    solver = Watched(problem, estimator.checked(), transport)
-    solver.run()
+    with mock.patch("pdadmm.admm.solver.NetworkBuilder", Watched):
+        solver = ADMMSolver(problem, estimator.checked(), transport).run()
     summary = solver.summary()
-    parts = transport.gather(solver.arrays)
+    parts = transport.gather(solver.builder.arrays)
     solver.close()
     if parts is None:
         return None
-    whole, shards = {}, solver.grid.shards
+    whole, shards = {}, solver.builder.grid.shards
     for first in range(0, len(parts), shards):
         group = parts[first : first + shards]
         for name in group[0]:

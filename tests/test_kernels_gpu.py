@@ -6,12 +6,13 @@ import pytest
 import torch
 from cuda_emulator import cases
 
-from pdadmm.kernels import cpu, gpu
+from pdadmm.kernels import cpu, gpu, gpu_launch
 from pdadmm.quantize import Codec, make_grid
 
+WHY = gpu_launch.lacking(torch.device("cuda", 0))
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not gpu.available(), reason="needs a CUDA GPU, torch with CUDA and CuPy"),
+    pytest.mark.skipif(WHY is not None, reason=f"needs a CUDA GPU and CuPy: {WHY}"),
 ]
 
 
