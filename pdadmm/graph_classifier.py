@@ -28,6 +28,8 @@ __all__ = ["GraphClassifier"]
 
 log = logging.getLogger("pdadmm")
 
+MEANS = 1 << 20  # numbers that are in float64 at a time
+
 
 @dataclass(eq=False, repr=False)
 class GraphClassifier(NodeClassifier):
@@ -96,7 +98,7 @@ class GraphClassifier(NodeClassifier):
             shift = X.shift
         elif transport.rank == 0:
             # b_1 takes up the mean: the network is the same, its first factor better conditioned
-            shift = X[parts["train"]].double().mean(0)
+            shift = column_means(X[parts["train"]])
             X -= shift.to(X.dtype)
         problem = Problem(
             X if transport.rank == 0 else None,
@@ -226,6 +228,13 @@ def _not_whole(y: np.ndarray) -> np.ndarray:
     if y.dtype.kind == "f":
         return np.flatnonzero((y != np.trunc(y)) | np.isinf(y))
     return np.arange(len(y) if y.dtype.kind == "c" else 0)
+
+
+def column_means(X: torch.Tensor) -> torch.Tensor:
+    """Return the means (n_0,) of the rows of ``X`` in float64, of which some rows at a time are made a copy."""
+    block = max(1, MEANS // max(X.shape[1], 1))
+    sums = [rows.double().sum(0) for rows in X.split(block)]
+    return torch.stack(sums).sum(0) / len(X)
 
 
 def check_finite(X: torch.Tensor) -> None:

@@ -89,7 +89,7 @@ def pass_memory(job: BackpropJob, ranks: int) -> float:
     if job.one_hot:
         held += s * V * C
     passing = 2 * s * widest * max(V, N - V) + 2 * s * N * C
-    return max(X + 8 * job.nodes * n_0, X + held + training_arrays(job, ranks), X + held + passing)
+    return X + held + max(training_arrays(job, ranks), passing)
 
 
 def pass_seconds(job: BackpropJob, ranks: int, machine: Machine, link: Link, crowd: int) -> float:

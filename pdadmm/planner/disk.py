@@ -73,7 +73,7 @@ def pass_memory(job: Job, block: int, in_memory: bool = True) -> float:
         s * (3 * n_0 * n_0 + min(block, job.rows) * n_0) + 16 * job.rows,
     ]
     if in_memory:
-        found.append(s * job.rows * n_0 + 8 * job.nodes * n_0)  # X while its mean is taken in float64
+        found.append(s * job.rows * n_0)
     return max(found)
 
 

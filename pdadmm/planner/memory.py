@@ -79,7 +79,6 @@ def phases(job: Job, layers: range, V: int, N: int) -> dict[str, float]:
     if 0 in layers:
         X, factor = s * N * widths[0], s * {"gram": widths[0], "kernel": V}.get(job.first.name, 0) ** 2
         found["first layer's factor"] = X + 3 * factor
-        found["mean of X"] = X + 8 * V * widths[0]  # in float64
     return found
 
 
@@ -112,7 +111,9 @@ def _evaluation(job: Job, layers: range, V: int, N: int) -> float:
 def peak(job: Job, grid: RankGrid) -> tuple[float, str]:
     """Return the bytes of the rank that needs most, above a process that does nothing, and in which phase."""
     V, N = largest(job.nodes, grid), largest(job.rows, grid)
-    found = [
+    whole, own = (job.itemsize * rows * job.widths[0] for rows in (job.rows, N))
+    dealt = whole + (own if grid.shards > 1 else 0)  # the first shard's rows are copied before the others' go
+    found = [(dealt, "X dealt to the shards")] + [
         (nbytes, phase)
         for layers in placement(job, grid)
         if len(layers)
