@@ -74,8 +74,8 @@ class Contest:
 
     @property
     def tuned(self) -> range:
-        """The seeds of tuning."""
-        return range(self.tune_seed, self.tune_seed + self.tune_seeds)
+        """The seeds of tuning; none without a budget."""
+        return range(self.tune_seed, self.tune_seed + (self.tune_seeds if self.budget else 0))
 
     def split_seed(self, seed: int) -> int | None:
         """Return the seed of the split that goes with a seed, None where the split is not drawn."""

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ log = logging.getLogger("pdadmm")
 
 PARTS = ("train", "val", "test")
 MOST_THREADS = 1024  # far more end the process
-_TOLD: weakref.WeakSet[Any] = weakref.WeakSet()  # graphs whose classes without training nodes have been told
+_TOLD: set[tuple[Any, ...]] = set()  # what was said of classes without training nodes, and of which graphs
 LEARNED = ("model_", "augmenter_", "history_", "stages_", "summary_", "classes_", "n_features_in_")
 
 
@@ -112,14 +111,15 @@ def _readable(graph: Any, on_disk: bool) -> Any:
 
 
 def _warn_of_classes(graph: Any) -> None:
-    """Warn of classes without training nodes, as of a number left out; once for a graph, however often it is fitted."""
-    if not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)) or graph in _TOLD:
+    """Warn of classes without training nodes, as of a number left out; once in a process for those of a graph."""
+    if not isinstance(graph, (Graph, AugmentedFolder, GraphFolder)):
         return
-    _TOLD.add(graph)
     assert graph.splits is not None  # it was trained on
     counts = np.bincount(graph.labels[graph.splits["train"]], minlength=int(graph.num_classes))
     bare = np.flatnonzero(counts == 0)
-    if bare.size:
+    what = graph.name, graph.num_nodes, *bare.tolist()
+    if bare.size and what not in _TOLD:
+        _TOLD.add(what)
         more = f" ({bare.size} such classes)" if bare.size > 1 else ""
         log.warning("no training node has the class %d%s, which is never learned: classes go from 0 to %d",
                     bare[0], more, counts.size - 1)  # fmt: skip

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -224,10 +225,18 @@ def numbered_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _not_whole(y: np.ndarray) -> np.ndarray:
     """Return the rows of ``y`` that hold a number with a fraction, an infinite or a complex one."""
     if y.dtype == object:
-        return np.flatnonzero([isinstance(name, (float, np.floating)) and not float(name).is_integer() for name in y])
+        return np.flatnonzero([isinstance(name, Number) and not _is_whole(name) for name in y])
     if y.dtype.kind == "f":
         return np.flatnonzero((y != np.trunc(y)) | np.isinf(y))
     return np.arange(len(y) if y.dtype.kind == "c" else 0)
+
+
+def _is_whole(number: Any) -> bool:
+    """Whether a number of any type is a whole one."""
+    try:
+        return bool(number == int(number))
+    except (TypeError, OverflowError):  # a complex one; an infinite one
+        return False
 
 
 def column_means(X: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,13 @@ from pdadmm.files import parse_json, regular_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["History", "bytes_of_iteration"]
+__all__ = ["QUANTITIES", "History", "bytes_of_iteration"]
+
+# What a row of some solver's has (docs/cli.md, Keys of the history).
+QUANTITIES = (
+    "iteration", "stage", "layers", "seconds", "bytes", "objective", "train_accuracy", "val_accuracy", "test_accuracy",
+    "val_loss", "lagrangian", "risk", "residual_link", "residual_linear", "residual_activation", "q_squared", "rho",
+)  # fmt: skip
 
 
 def bytes_of_iteration(solver: str, sent: Sequence[float]) -> float:
@@ -38,8 +44,8 @@ class History(list):
     """
 
     def column(self, name: str) -> list[Any]:
-        """Return one quantity of every iteration, None where an iteration has none; InputError where none has it."""
-        if self and not any(name in row for row in self):
+        """Return one quantity of every iteration, None where an iteration has none; InputError for no such quantity."""
+        if self and name not in QUANTITIES and not any(name in row for row in self):
             raise InputError("name", name, "one of " + ", ".join(dict.fromkeys(key for row in self for key in row)))
         return [row.get(name) for row in self]
 

@@ -174,6 +174,13 @@ def test_who_runs_what(in_process, tmp_path):
     assert "test_accuracy" not in json.dumps(row["tuning"])
 
 
+def test_without_a_budget_no_seed_is_tuned_on(in_process, tmp_path):
+    contest = small(budget=0, first_seed=999)
+    assert not contest.tuned
+    (row,) = compare(contest, ENTRIES, tmp_path / "c.json")["rows"]
+    assert 1000 in [run["seed"] for run in row["runs"]]
+
+
 def test_the_runs_are_those_of_the_estimator(in_process, tmp_path):
     (row,) = compare(small(budget=0), ENTRIES, tmp_path / "c.json")["rows"]
     assert (row["parameters"], row["tuning"]) == ({}, None)

@@ -22,7 +22,7 @@ from pdadmm.data import READERS, read_path
 from pdadmm.data.readers import find_reader
 from pdadmm.errors import InputError as HomeOfInputError
 from pdadmm.graph_classifier import GraphClassifier
-from pdadmm.history import History
+from pdadmm.history import QUANTITIES, History
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.parameters import parameters
 from pdadmm.solvers import SOLVERS, solver_class
@@ -124,8 +124,11 @@ def test_history_has_one_row_an_iteration(fitted, name, tmp_path):
     assert isinstance(history, History)
     assert history.column("iteration") == list(range(1, len(history) + 1))
     for row in history:
+        assert set(row) <= set(QUANTITIES)
         for key, kind in ROW.items():
             assert type(row[key]) is kind, key
+    absent = set(QUANTITIES).difference(*history)
+    assert all(history.column(key) == [None] * len(history) for key in absent)
     for key in ("train_accuracy", "val_accuracy", "test_accuracy"):
         assert all(0 <= value <= 1 for value in history.column(key) if value is not None)
     assert history.column("stage") == sorted(history.column("stage"))

@@ -91,6 +91,21 @@ def test_from_adjacency_by_hand():
     assert one_way.adjacency.toarray().tolist() == [[0, 0, 2], [0, 0, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("loop", [2.0, -1.0, np.nan])
+def test_a_diagonal_decides_nothing(loop):
+    loops = sp.csr_array(np.array([[loop, 1.0], [1.0, 0.0]]))
+    assert Graph.from_adjacency(loops, np.ones((2, 1)), [0, 1]).weights is None
+
+
+def test_what_is_stored_twice_adds_up_in_every_format():
+    twice = np.array([1.0, 1.0]), (np.array([0, 0]), np.array([1, 1]))
+    rows = sp.csr_array((np.array([1.0, 1.0]), np.array([1, 1]), np.array([0, 2, 2])), shape=(2, 2))
+    for matrix in (sp.coo_array(twice, shape=(2, 2)), rows):
+        graph = Graph.from_adjacency(matrix, np.ones((2, 1)), [0, 1])
+        assert graph.adjacency.toarray().tolist() == [[0, 2], [2, 0]]
+    assert rows.nnz == 2  # the user's own is as it was
+
+
 @given(graphs(), st.randoms(use_true_random=False))
 @settings(max_examples=50, deadline=None)
 def test_fingerprint_ignores_the_order_of_edges_and_the_name(graph, random):
@@ -209,9 +224,9 @@ BAD_ADJACENCY = {
     "not square": (sp.csr_array((4, 5)), r"adjacency = a matrix of shape \(4, 5\): must be square with 4 rows"),
     "other nodes": (sp.csr_array((5, 5)), r"shape \(5, 5\): must be square with 4 rows, as many as the features"),
     "one axis": (sp.coo_array(np.ones(4)), r"shape \(4,\)"),
-    "negative": (sp.csr_array(-np.eye(4)), "weights = -1.0"),
+    "negative": (sp.csr_array(-np.eye(4)[::-1]), "weights = -1.0"),
     "nan": (sp.csr_array(np.full((4, 4), np.nan)), "weights = nan"),
-    "complex": (sp.csr_array(1j * np.eye(4)), "weights = an array of complex128"),
+    "complex": (sp.csr_array(1j * np.eye(4)), "adjacency = a matrix of complex128"),
     "broken": (BROKEN, "adjacency indices = 9"),
 }
 

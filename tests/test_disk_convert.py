@@ -14,7 +14,7 @@ from pdadmm import Graph, InputError
 from pdadmm.cli import main
 from pdadmm.disk import convert
 from pdadmm.disk.convert import Sources, convert_graph, least_memory
-from pdadmm.disk.graph import DiskGraph
+from pdadmm.disk.graph import WORK, DiskGraph
 from pdadmm.disk.text import number_blocks
 
 SETTINGS = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -70,7 +70,7 @@ def test_the_graph_is_that_of_from_edges(tmp_path_factory, small, data):
         back = graph.to_graph()
     expected = Graph.from_edges(np.array(pairs, np.int64).reshape(-1, 2).T, features, labels)
     assert back.fingerprint() == expected.fingerprint()
-    assert not (folder / "out" / "work").exists()
+    assert not (folder / "out" / WORK).exists()
 
 
 @given(st.lists(st.lists(st.integers(0, 50), max_size=20), max_size=6), st.integers(1, 9))
@@ -111,8 +111,8 @@ def test_raw_features_have_no_header(tmp_path, capsys):
 
 
 def test_a_conversion_that_was_killed_is_begun_again(tmp_path):
-    (tmp_path / "g" / "work").mkdir(parents=True)
-    (tmp_path / "g" / "work" / "run-000000.npy").write_bytes(b"half")
+    (tmp_path / "g" / WORK).mkdir(parents=True)
+    (tmp_path / "g" / WORK / "run-000000.npy").write_bytes(b"half")
     (tmp_path / "g" / "indices.npy.partial").write_bytes(b"half")
     np.save(tmp_path / "x.npy", np.ones((2, 1)))
     write(tmp_path / "e.csv", [(0, 1)])
@@ -122,6 +122,30 @@ def test_a_conversion_that_was_killed_is_begun_again(tmp_path):
         assert graph.to_graph().num_edges == 1
     with pytest.raises(InputError, match="a new or empty folder"):
         convert_graph(sources, tmp_path / "g", 1 << 30)
+
+
+def test_a_failed_conversion_removes_nothing_of_the_users(tmp_path, monkeypatch):
+    out = tmp_path / "g"
+    np.save(tmp_path / "x.npy", np.ones((2, 1)))
+    write(tmp_path / "e.csv", [(0, 1)])
+
+    def fail(*given) -> None:
+        (out / "notes.md").write_text("mine")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(convert, "_write_features", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        convert_graph(Sources([tmp_path / "e.csv"], tmp_path / "x.npy"), out, 1 << 30)
+    assert [file.name for file in out.iterdir()] == ["notes.md"]
+
+
+def test_sources_in_the_folder_of_the_graph_are_refused(tmp_path):
+    np.save(tmp_path / "features.npy", np.ones((2, 1)))
+    np.save(tmp_path / "train.npy", np.array([[0, 1]]))
+    with pytest.raises(InputError, match=r"another folder than that of .*train.npy; its files would be replaced"):
+        convert_graph(Sources([tmp_path / "train.npy"], tmp_path / "features.npy"), tmp_path, 1 << 30)
+    assert np.load(tmp_path / "features.npy").dtype == np.float64
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["features.npy", "train.npy"]
 
 
 @pytest.mark.parametrize(

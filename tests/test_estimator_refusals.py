@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from estimator_small import SMALL, small_graph, three_clouds
@@ -181,13 +184,14 @@ def test_every_row_has_a_class(arrays):
     ("targets", "told"),
     [([1, 2, 0.5], "0.5 in row 2"), ([0.5, 1.7, 0.5], "0.5 in row 0"), ([0, 1, np.inf], "inf in row 2"),
      (np.array([1, 0.25, 1], dtype=object), "0.25 in row 1"), (np.array([1, 0.25, 1], np.float16), "0.25 in row 1"),
-     ([1j, 0, 1], "1j in row 0")],
+     ([1j, 0, 1], "1j in row 0"), (np.array([1j, 0, 1], dtype=object), "1j in row 0"),
+     ([Decimal("0.5"), Decimal(1), Decimal(1)], "0.5 in row 0"), ([1, Fraction(1, 2), 1], "1/2 in row 1")],
 )  # fmt: skip
 def test_continuous_targets_are_no_classes(targets, told):
     X = np.eye(3)
     with pytest.raises(InputError, match=f"y = {told}: must be whole numbers or names.*this is a classifier"):
         PDADMMG(**SMALL).fit(X, targets)
-    for fine in ([1.0, 0.0, 1.0], [True, False, True], np.array([3.0, 1.0, 3.0], dtype=object)):
+    for fine in ([1.0, 0.0, 1.0], [True, False, True], np.array([3.0, 1.0, 3.0], dtype=object), [Decimal(2), 1, 1]):
         np.testing.assert_array_equal(PDADMMG(**SMALL).fit(X, fine).classes_, np.unique(fine))
 
 
@@ -235,7 +239,8 @@ def test_nothing_of_an_earlier_fit_stays(graph, tmp_path):
     assert not any(name.endswith("_") and not name.startswith("_") for name in vars(solver))
 
 
-def test_classes_without_training_nodes_are_warned_of_once(graph, caplog):
+def test_classes_without_training_nodes_are_warned_of_once(graph, caplog, monkeypatch):
+    monkeypatch.setattr("pdadmm.estimator._TOLD", set())
     labels = np.where(graph.labels == 1, 3, graph.labels)
     gap = Graph(graph.indptr, graph.indices, None, graph.features, labels, graph.splits, num_classes=6)
     short = gap.with_splits({**graph.splits, "train": np.flatnonzero(labels == 2)[:3], "val": [], "test": []})

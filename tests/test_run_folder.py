@@ -143,6 +143,10 @@ def test_a_file_says_how_often_even_without_checkpoints(refused, tmp_path):
     again = ["train", "--config", str(tmp_path / "a" / "config.toml"), "--quiet"]
     assert main(again) == 0
     refused(*again, "--every", "5", words=["every = 5: must be left out without checkpoint"])
+    path = tmp_path / "bad.toml"
+    for bad in ('"koala"', "0"):
+        path.write_text(f'dataset = "csbm:120"\nevery = {bad}\n')
+        refused("train", "--config", path, *FAST, words=["every = "])
 
 
 def test_lists_and_switches_in_a_file(tmp_path):

@@ -72,6 +72,7 @@ def best_steps(
     (g_1, g_2), (h_11, h_12, h_22) = slopes, curvatures
     determinant = h_11 * h_22 - h_12.square()
     apart = determinant > torch.finfo(g_1.dtype).eps ** 0.5 * h_11 * h_22
+    apart &= (h_11 > 0) & (h_22 > 0)  # rounding may leave two curvatures below 0
     alone = torch.where(h_11 > 0, g_1 / h_11, 0.0)
     s = torch.where(apart, (h_22 * g_1 - h_12 * g_2) / determinant, alone)
     return s, torch.where(apart, (h_11 * g_2 - h_12 * g_1) / determinant, 0.0)

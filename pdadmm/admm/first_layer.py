@@ -34,7 +34,12 @@ def fixed_ridge(factor: Tensor, nodes: int, kappa_first: float) -> float:
     the least.
     """
     trace = float(factor.diagonal().double().sum()) or 1.0  # constant features leave nothing after centring
-    return max(kappa_first / nodes, torch.finfo(factor.dtype).eps ** 0.5 / len(factor)) * trace
+    return max(kappa_first / nodes * trace, least_ridge(trace, len(factor), factor.dtype))
+
+
+def least_ridge(trace: float, size: int, dtype: torch.dtype) -> float:
+    """Return the least ridge for a matrix of ``size`` rows: the root of the precision, in its mean diagonal's units."""
+    return torch.finfo(dtype).eps ** 0.5 / size * trace
 
 
 def gram_matrix(p: Tensor | Parts, block: int = 512, products: Products = FULL) -> Tensor:
@@ -76,7 +81,8 @@ class FirstForm(ABC):
 
         Y (V, C) has mean zero, ``codes`` are (n_1, C).
         """
-        fitted = conjugate_ridge(self.operand(), Y, self.kappa, START_STEPS, self.shard, self.products)
+        kappa = max(self.kappa, least_ridge(self.squared, self.p.shape[1], self.p.dtype))
+        fitted = conjugate_ridge(self.operand(), Y, kappa, START_STEPS, self.shard, self.products)
         self.set_weights(W + codes @ fitted, b)
 
     def operand(self) -> Parts:
@@ -269,6 +275,7 @@ class ConjugateFirst(GradientFirst):
         self, X: Tensor, nodes: int, kappa_first: float, shard: Shard = WHOLE, products: Products = FULL
     ) -> None:
         super().__init__(X, nodes, kappa_first, shard, products)
+        self.kappa = max(self.kappa, least_ridge(self.squared, X.shape[1], X.dtype))
         self.parts = products.operand(self.p)
 
     def operand(self) -> Parts:

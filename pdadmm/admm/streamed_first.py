@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.conjugate import best_steps, conjugate_gradients
-from pdadmm.admm.first_layer import START_STEPS, ConjugateFirst, GradientFirst, GramFirst, fixed_ridge
+from pdadmm.admm.first_layer import START_STEPS, ConjugateFirst, GradientFirst, GramFirst, fixed_ridge, least_ridge
 from pdadmm.admm.label_start import CentredLabels
 from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.products import FULL, Products, transposed
@@ -48,6 +48,9 @@ class StreamedFirst:
             self.factor = spd_inverse(gram)
         else:
             self.kappa, self.factor = kappa_first * self.squared / nodes, gram
+            self.least = least_ridge(self.squared, n_0, storage.dtype)
+            if self.name == ConjugateFirst.name:
+                self.kappa = max(self.kappa, self.least)
 
     def set_weights(self, W: Tensor, b: Tensor) -> None:
         """Set W_1 and b_1, with no last step."""
@@ -64,7 +67,8 @@ class StreamedFirst:
             along = D @ self.factor
             return along, (along * D).sum(1)
 
-        self.set_weights(W + codes @ conjugate_gradients(cross, curved, self.kappa, START_STEPS), b)
+        kappa = max(self.kappa, self.least)
+        self.set_weights(W + codes @ conjugate_gradients(cross, curved, kappa, START_STEPS), b)
 
     def update(self, zp: Tensor, z_sum: Tensor) -> None:
         """Find W_1, b_1 from z^T p (n, n_0) and the sum of z (n,); the forms that take steps, from those of r."""

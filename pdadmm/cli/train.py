@@ -146,9 +146,9 @@ def _parser(solver: type[Any], name: str, preset: dict[str, Any] | None) -> Pars
 
 def _kept(given: argparse.Namespace, config: Config) -> Kept:
     """Return what ``fit`` is told of checkpoints and of training from disk; InputError for what lacks its fellow."""
-    if not given.checkpoint and given.every == str(config.values.get("every")):
-        given.every = EVERY  # a configuration has it whether or not there are checkpoints
     every = accepted("every", given.every, whole(1))
+    if not given.checkpoint and given.every == str(config.values.get("every")):
+        every = int(EVERY)  # a configuration has it whether or not there are checkpoints
     disk = getattr(given, "memory", None), getattr(given, "scratch", None)
     kept = Kept(given.checkpoint, every, given.resume, *disk)
     kept.check("every")

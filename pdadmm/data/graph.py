@@ -135,8 +135,9 @@ class Graph:
     ) -> Graph:
         """Build a graph from a ``scipy.sparse`` adjacency [V, V] of any format, whose row i holds i's neighbours.
 
-        Values other than 1 are weights; a stored 0 is no edge. The rest is as for ``from_edges``: the diagonal is
-        dropped, and ``undirected`` (i, j) and (j, i) are one edge, of the larger weight where these differ.
+        The diagonal is dropped. Values other than 1 are weights, what is stored twice adds up, and a 0 is no edge. The
+        rest is as for ``from_edges``: ``undirected`` (i, j) and (j, i) are one edge, of the larger weight where these
+        differ.
 
         Raises InputError for another shape or class of matrix and for whatever Graph refuses.
 
@@ -151,12 +152,18 @@ class Graph:
         if adjacency.shape != (num_nodes, num_nodes):
             allowed = f"square with {num_nodes} rows, as many as the features have"
             raise InputError("adjacency", f"a matrix of shape {adjacency.shape}", allowed)
+        if adjacency.dtype.kind not in "fiub":
+            raise InputError("adjacency", f"a matrix of {adjacency.dtype}", "one of numbers or truth values")
         matrix = sp.csr_array(adjacency)
         check_csr("adjacency", matrix.indptr, matrix.indices, num_nodes, num_nodes)
+        if not matrix.has_canonical_format:
+            matrix = matrix.copy()  # of the user's own
+            matrix.sum_duplicates()
         rows = np.repeat(np.arange(num_nodes, dtype=np.int32), np.diff(matrix.indptr))
         pairs, values = np.stack([rows, matrix.indices.astype(np.int32, copy=False)]), matrix.data
-        if not values.all():
-            pairs, values = pairs[:, values != 0], values[values != 0]
+        kept = (values != 0) & (pairs[0] != pairs[1])
+        if not kept.all():
+            pairs, values = pairs[:, kept], values[kept]
         weights = None if values.dtype.kind == "b" or bool((values == 1).all()) else values
         return cls.from_edges(pairs, features, labels, splits, name, weights, undirected,
                               num_classes=num_classes, own_split=own_split)  # fmt: skip

@@ -43,6 +43,7 @@ def read_graphsaint(folder: str | Path, name: str | None = None, own_split: str 
     labels = _classes(folder / "class_map.json", features.shape[0])
     splits = _roles(folder / "role.json")
     adjacency = read_sparse(folder / "adj_full.npz", features.shape[0])
+    adjacency.sum_duplicates()  # an edge that is stored twice is one
     adjacency.data = np.ones(adjacency.nnz, dtype=np.int8)
     with in_file(folder):
         return Graph.from_adjacency(adjacency, features, labels, splits, name or folder.resolve().name,

@@ -57,7 +57,8 @@ def uses_data_dir(name_or_path: str | Path) -> bool:
 def check_data_dir(name_or_path: str | Path, data_dir: str | Path | None) -> None:
     """Raise InputError where a folder was named that plays no part; load_dataset lets it pass, for loops over names."""
     text = os.fspath(name_or_path)
-    known = Path(text).exists() or text.endswith(".npz") or text.partition(":")[0] in DATASETS
+    name, _, rest = text.partition(":")
+    known = Path(text).exists() or (name in DATASETS and (DATASETS[name].builder is not None or not rest))
     if data_dir is not None and known and not uses_data_dir(text):
         remedy = "it is the folder of the data sets with files that pdadmm datasets lists"
         raise InputError("data_dir", str(data_dir), f"left out with dataset {text}", remedy)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pdadmm.data.checks import SPLIT_NAMES, check_labels, check_splits
 from pdadmm.disk.blocks import DiskArray, NewArray, RawArray, Traffic, copy_array
-from pdadmm.disk.graph import COUNTS, finish_folder, new_folder
+from pdadmm.disk.graph import COUNTS, WORK, finish_folder, new_folder
 from pdadmm.disk.text import number_blocks
 from pdadmm.errors import InputError
 
@@ -34,6 +34,12 @@ class Sources:
     labels: Path | None = None
     splits: Sequence[Path] | None = None
     raw: tuple[int, str] | None = None
+
+    def check_apart(self, out: Path) -> None:
+        """Raise InputError for a source in the folder ``out``, where files of the graph have such names."""
+        for path in filter(None, (*self.edges, self.features, self.labels, *(self.splits or ()))):
+            if Path(path).resolve().parent == out.resolve():
+                raise InputError("out", str(out), f"another folder than that of {path}", "its files would be replaced")
 
 
 def least_memory(nodes: int) -> int:
@@ -65,7 +71,8 @@ def convert_graph(sources: Sources, out: str | os.PathLike, memory: int, traffic
         if V > 3 * 10**9:
             raise InputError("features", f"{V} rows", "at most 3 billion nodes")
         with new_folder(out) as folder:
-            work = folder / "work"
+            sources.check_apart(folder)
+            work = folder / WORK
             shutil.rmtree(work, ignore_errors=True)  # of a conversion that was killed
             work.mkdir()
             room = (memory - 40 * V - WORK_BYTES) // 64  # keys; up to eight copies are in memory, parts included

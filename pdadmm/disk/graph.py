@@ -19,7 +19,7 @@ from pdadmm.disk.blocks import DiskArray, NewArray, Traffic, checked_blocks, cop
 from pdadmm.errors import InputError
 from pdadmm.files import memory_bytes, parse_json, regular_file, replace_file
 
-__all__ = ["FORMAT", "DiskGraph", "finish_folder", "new_folder", "row_blocks", "write_graph"]
+__all__ = ["FORMAT", "WORK", "DiskGraph", "finish_folder", "new_folder", "row_blocks", "write_graph"]
 
 FORMAT = "pdadmm-graph-1"
 HEADER = "graph.json"
@@ -31,6 +31,9 @@ FILES: dict[str, tuple[tuple[str, ...], tuple[str | int, ...]]] = {
     "features": (("float32", "float16"), ("nodes", "features")),
     "labels": (("int64",), ("nodes",)),
 }
+# What a killed conversion leaves in the folder: these files, and those of its work in a folder of that name.
+OURS = {f"{name}.npy{end}" for name in (*FILES, *SPLIT_NAMES) for end in ("", ".partial")} | {HEADER + ".partial"}
+WORK = "convert.partial"
 ADJACENCY_ENTRIES = 1 << 18  # stored entries that are looked at together
 
 
@@ -253,7 +256,7 @@ def open_listed(folder: Path, name: str, header: dict[str, Any], traffic: Traffi
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Make the folder of a graph; where what is to fill it fails, what is new in it, or the new folder, goes again.
+    """Make the folder of a graph; where what is to fill it fails, our new files in it, or the new folder, go again.
 
     InputError where it cannot be made, or has more than what a killed conversion leaves.
     """
@@ -263,9 +266,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield folder
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what is told
-            shutil.rmtree(folder / "work", ignore_errors=True)
-            for file in [file for file in folder.iterdir() if file.name not in before]:
-                file.unlink()
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+            for name in (OURS | {HEADER}) - before:
+                (folder / name).unlink(missing_ok=True)
             if made:
                 folder.rmdir()
         raise
@@ -273,12 +276,10 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def _make(folder: Path) -> set[str]:
     """Make the folder of a graph, or take what a killed conversion left, and return the names of its files."""
-    left = {f"{name}.npy{end}" for name in (*FILES, *SPLIT_NAMES) for end in ("", ".partial")}
-    left |= {HEADER + ".partial", "work"}
     try:
         folder.mkdir(exist_ok=True)
         names = {entry.name for entry in folder.iterdir()}
-        other = sorted(names - left)
+        other = sorted(names - OURS - {WORK})
     except OSError as error:
         raise InputError("out", str(folder), "a folder that can be made", error.strerror or "") from None
     if other:

@@ -111,9 +111,9 @@ def _evaluation(job: Job, layers: range, V: int, N: int) -> float:
 def peak(job: Job, grid: RankGrid) -> tuple[float, str]:
     """Return the bytes of the rank that needs most, above a process that does nothing, and in which phase."""
     V, N = largest(job.nodes, grid), largest(job.rows, grid)
-    whole, own = (job.itemsize * rows * job.widths[0] for rows in (job.rows, N))
-    dealt = whole + (own if grid.shards > 1 else 0)  # the first shard's rows are copied before the others' go
-    found = [(dealt, "X dealt to the shards")] + [
+    # the others' rows have gone, and the first shard's are copied beside the whole
+    dealt = [(job.itemsize * (job.rows + N) * job.widths[0], "X dealt to the shards")] if grid.shards > 1 else []
+    found = dealt + [
         (nbytes, phase)
         for layers in placement(job, grid)
         if len(layers)
