@@ -116,12 +116,13 @@ def test_from_networkx(graph):
 def test_from_networkx_in_other_forms():
     club = networkx.karate_club_graph()
     networkx.set_node_attributes(club, dict(club.degree()), "degree")
-    graph = from_networkx(club, features="degree", label="club", weight="other")
+    graph = from_networkx(club, features="degree", label="club", weight=None)
     assert (graph.num_nodes, graph.num_edges, graph.num_features, graph.num_classes) == (34, 78, 1, 2)
     assert graph.weights is None
     assert graph.labels[0] == 0  # Mr. Hi; the texts in their order
     assert graph.labels[33] == 1
     assert from_networkx(club, features="degree", label="club").weights is not None
+    assert from_networkx(club, features="degree", label=None, split=None).labels.tolist() == [-1] * 34
     bare = from_networkx(club, features="degree")
     assert bare.labels.tolist() == [-1] * 34
     assert bare.splits is None
@@ -157,3 +158,15 @@ BAD_GRAPHS = {
 def test_from_networkx_refuses(graph, words):
     with pytest.raises(InputError, match=words):
         from_networkx(graph)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [({"label": "lbl"}, r"label = 'lbl': must be an attribute that some node has; they have: x, y; label=None"),
+     ({"split": "part"}, "split = 'part': must be an attribute that some node has"),
+     ({"weight": "w"}, "weight = 'w': must be an attribute that some edge has; they have: none"),
+     ({"features": "feat"}, "without the attribute 'feat'")],
+)  # fmt: skip
+def test_names_that_nothing_has_are_refused(names, words):
+    with pytest.raises(InputError, match=words):
+        from_networkx(changed(0), **names)

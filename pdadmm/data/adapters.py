@@ -46,16 +46,18 @@ def from_pyg(data: Any, name: str = "graph", undirected: bool = True) -> Graph:
 
 
 def from_networkx(
-    graph: Any, features: str = "x", label: str = "y", split: str = "split", weight: str = "weight", name: str = "graph"
-) -> Graph:
+    graph: Any, features: str = "x", label: str | None = "y", split: str | None = "split",
+    weight: str | None = "weight", name: str = "graph",
+) -> Graph:  # fmt: skip
     """A graph out of a networkx graph; nodes are numbered in its own order (``list(graph)``).
 
     ``features``, ``label`` and ``split`` name attributes of nodes: a number or list of numbers, for every node; a
     whole number or a text (texts are numbered in their order), -1 where a node has none; train, val or test,
-    on any nodes. ``weight`` names the attribute of edges with their weights, 1 where an edge has none. A directed
-    graph stays directed; of parallel edges the largest weight is kept.
+    on any nodes. ``weight`` names the attribute of edges with their weights, 1 where an edge has none. None leaves
+    labels, splits or weights out. A directed graph stays directed; of parallel edges the largest weight is kept.
 
-    Raises InputError for what is no graph of networkx, a node without features, and what Graph refuses.
+    Raises InputError for what is no graph of networkx, a node without features, a name other than these defaults
+    that no node or edge has, and what Graph refuses.
 
     >>> G = networkx.path_graph(3)  # doctest: +SKIP
     >>> networkx.set_node_attributes(G, {0: [1.0], 1: [0.5], 2: [0.0]}, "x")  # doctest: +SKIP
@@ -76,13 +78,27 @@ def from_networkx(
     if odd is not None:
         value = f"features of shape {rows[odd].shape} at node {nodes[odd]!r}"
         raise InputError("graph", value, f"features of one shape, {rows[0].shape}")
-    edges = list(graph.edges(data=weight, default=1))
-    weights = np.array([edge[2] for edge in edges], dtype=np.float32)
+    _check_names(graph, label, split, weight)
+    edges = list(graph.edges(data=True))
+    weights = np.array([edge[2].get(weight, 1) for edge in edges], dtype=np.float32)
     pairs = np.array([(place[edge[0]], place[edge[1]]) for edge in edges], dtype=np.int64).reshape(-1, 2).T
-    labels = _numbered([graph.nodes[node].get(label, -1) for node in nodes], label)
-    splits = _parts([graph.nodes[node].get(split) for node in nodes], split)
+    labels = _numbered([graph.nodes[node].get(label, -1) for node in nodes], str(label))
+    splits = _parts([graph.nodes[node].get(split) for node in nodes], str(split))
     return Graph.from_edges(pairs, np.stack(rows), labels, splits, name, None if (weights == 1).all() else weights,
                             undirected=not graph.is_directed(), own_split="file" if splits else "")  # fmt: skip
+
+
+def _check_names(graph: Any, label: str | None, split: str | None, weight: str | None) -> None:
+    """Raise InputError for a name that was given, and that no node, or edge, has."""
+    for argument, key, usual, held, what in (
+        ("label", label, "y", graph.nodes, "node"), ("split", split, "split", graph.nodes, "node"),
+        ("weight", weight, "weight", graph.edges, "edge"),
+    ):  # fmt: skip
+        if len(held) and key not in (None, usual) and not any(key in entry[-1] for entry in held(data=True)):
+            known = set().union(*(entry[-1] for entry in held(data=True)))
+            has = ", ".join(sorted(map(str, known))) or "none"
+            remedy = f"they have: {has}; {argument}=None leaves it out"
+            raise InputError(argument, repr(key), f"an attribute that some {what} has", remedy)
 
 
 def _array(value: Any) -> Any:
