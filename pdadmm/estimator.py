@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from pdadmm.data import Graph
@@ -60,6 +61,9 @@ class Outcome:
 def real_matrix(X: Any) -> np.ndarray:
     """Return augmented features as an array of real numbers (V, n_0)."""
     allowed = "a matrix of real numbers (V, n_0)"
+    if sp.issparse(X):
+        remedy = "give X.toarray(), or a pdadmm.Graph, whose features may be sparse"
+        raise InputError("X", "a scipy.sparse matrix", allowed, remedy)
     try:
         array = np.asarray(X)
     except ValueError as error:
@@ -352,7 +356,9 @@ class NodeClassifier:
             right = predicted == _classes_like(predicted, y)
             return float(np.average(right, weights=_weights(sample_weight, len(right))))
         if y is not None or sample_weight is not None:
-            raise InputError("y, sample_weight", "given", "left out with a Graph", "it holds its labels")
+            named = isinstance(y, str) and y in PARTS
+            remedy = f'score(graph, split="{y}")' if named else "it holds its labels"
+            raise InputError("y, sample_weight", "given", "left out with a Graph", remedy)
         if split not in PARTS:
             raise InputError("split", split, "one of " + ", ".join(PARTS))
         if graph.splits is None or not len(graph.splits[split]):

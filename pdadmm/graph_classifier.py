@@ -184,7 +184,8 @@ class GraphClassifier(NodeClassifier):
         array = real_matrix(X)
         X = torch.as_tensor(array if array.flags.writeable else array.copy(), dtype=self.model_.layers[0].weight.dtype)
         if X.shape[1] != self.model_.widths[0]:
-            raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})")
+            remedy = "" if self.augmenter_ is None else "arrays are augmented features: give the graph instead"
+            raise InputError("X", f"shape {tuple(X.shape)}", f"of shape (V, {self.model_.widths[0]})", remedy)
         if given:
             check_finite(X)
         with torch.no_grad():

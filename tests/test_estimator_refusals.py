@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from estimator_small import SMALL, small_graph, three_clouds
 from sklearn.base import clone
 
@@ -146,16 +147,38 @@ def test_bad_graphs(graph, trained):
         PDADMMG(**SMALL).fit(graph, graph.labels)
     with pytest.raises(InputError, match="split"):
         trained.score(graph, split="koala")
+    with pytest.raises(InputError, match=r'left out with a Graph; score\(graph, split="train"\)'):
+        trained.score(graph, "train")
+    with pytest.raises(InputError, match="left out with a Graph; it holds its labels"):
+        trained.score(graph, graph.labels)
     with pytest.raises(InputError, match="split"):
         trained.score(graph.with_splits(None))
     empty = graph.with_splits(graph.splits | {"test": np.array([], dtype=np.int64)})
     with pytest.raises(InputError, match="split"):
         trained.score(empty)
-    with pytest.raises(InputError, match="X"):
+    with pytest.raises(InputError, match=r"X = shape \(3, 5\): .*augmented features: give the graph instead"):
         trained.predict(np.zeros((3, 5)))
     with pytest.raises(InputError, match="X"):
         trained.predict(np.zeros(18))
     assert PDADMMG(**SMALL).fit(empty).summary_["test_accuracy"] is None
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.coo_array])
+def test_sparse_arrays_are_no_augmented_features(trained, form):
+    X, y = form(np.eye(4)), [0, 1, 0, 1]
+    for call in (lambda: PDADMMG(**SMALL).fit(X, y), lambda: trained.predict(X), lambda: trained.score(X, y)):
+        with pytest.raises(InputError, match=r"X = a scipy.sparse matrix: .*X\.toarray\(\), or a pdadmm\.Graph"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("comm", "words"),
+    [(np.zeros(300, int), r"comm = a ndarray of shape \(300,\): .*such as Graph\.from_adjacency\(A, X, y\)"),
+     ([0, 1] * 90, "comm = .{,40}: .*Graph.from_adjacency"), ("world", "comm = 'world': .*; None is the world's$")],
+)  # fmt: skip
+def test_what_is_no_communicator(graph, comm, words):
+    with pytest.raises(InputError, match=words):
+        PDADMMG(**SMALL).fit(graph.adjacency, graph.features, comm)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -131,6 +131,16 @@ def address_of(buffer: Tensor) -> int:
     return buffer.data_ptr()
 
 
+def _no_communicator(value: Any) -> InputError:
+    """Return what to say of a ``comm`` that is none; arrays land there where a graph was given in parts."""
+    shape = getattr(value, "shape", None)
+    shown = f"{value!r:.40}" if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
+    remedy = "None is the world's"
+    if shape is not None or isinstance(value, (list, tuple)):
+        remedy += "; a graph is one argument, such as Graph.from_adjacency(A, X, y)"
+    return InputError("comm", shown, "an mpi4py communicator that this rank is of", remedy)
+
+
 class MPITransport:
     """Ranks of an mpi4py communicator; p and q go as persistent point-to-point requests, also from a GPU's memory.
 
@@ -141,14 +151,15 @@ class MPITransport:
     direct = False
 
     def __init__(self, comm: Any = None) -> None:
+        if comm is not None and not hasattr(comm, "Get_rank"):
+            raise _no_communicator(comm)
         try:
             from mpi4py import MPI
         except ImportError as error:
             remedy = "run: pip install mpi4py mpich"
             raise InputError("mpirun", "started", "used where mpi4py is installed", remedy) from error
         if comm is not None and (not isinstance(comm, MPI.Comm) or comm == MPI.COMM_NULL):
-            value = "COMM_NULL" if isinstance(comm, MPI.Comm) else repr(comm)
-            raise InputError("comm", value, "an mpi4py communicator that this rank is of", "None is the world's")
+            raise _no_communicator("COMM_NULL" if isinstance(comm, MPI.Comm) else comm)
         self.mpi = MPI
         # a communicator of our own: messages of the user's program cannot mix in
         self.owned = comm is not None and comm != self.mpi.COMM_WORLD
