@@ -37,6 +37,23 @@ def test_path_by_hand():
         graph.name = "other"
 
 
+def test_masks_are_splits():
+    graph = path_graph()
+    masks = {"train": [True, False, False, False], "val": np.arange(4) == 1, "test": [2]}
+    assert graph.with_splits(masks).fingerprint() == path_graph(splits=masks).fingerprint() == graph.fingerprint()
+
+
+@pytest.mark.parametrize("labels", [(), (None,)])
+def test_without_labels_no_class_is_known(labels):
+    features, none = sp.csr_array(np.eye(3)), sp.csr_array((3, 3))
+    for graph in (Graph.from_edges([[0], [1]], features, *labels), Graph.from_adjacency(none, features, *labels)):
+        assert (graph.labels.tolist(), graph.num_classes) == ([-1] * 3, 0)
+
+
+def test_weights_are_told_of():
+    assert "3 weighted edges" in repr(path_graph(weights=[1, 2, 1]))
+
+
 def test_directed_edges_keep_their_direction():
     graph = Graph.from_edges([[0, 2, 0], [1, 0, 1]], np.ones((3, 1)), [0, 0, 0], undirected=False)
     assert graph.adjacency.toarray().tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
@@ -199,7 +216,13 @@ BAD_CHANGES = {
     "splits keys": ({"splits": {"train": [0]}}, "splits = .*train, val and test"),
     "splits type": ({"splits": [0]}, "splits"),
     "splits range": ({"splits": {"train": [0], "val": [1], "test": [4]}}, r"splits\['test'\] = 4"),
-    "splits mask": ({"splits": {"train": np.ones(4, bool), "val": [], "test": []}}, "flatnonzero"),
+    "splits mask": (
+        {"splits": {"train": np.ones(3, bool), "val": [], "test": []}},
+        r"splits\['train'\] = a mask of 3 truth values: must be of 4, one per node",
+    ),
+    "splits ragged": ({"splits": {"train": [[0], [1, 2]], "val": [], "test": []}}, "a rectangular array"),
+    "splits mask axes": ({"splits": {"train": np.ones((4, 1), bool), "val": [], "test": []}}, r"\(4, 1\)"),
+    "splits mask bare": ({"splits": {"train": [True] * 4, "val": [], "test": []}}, "1 unlabelled nodes"),
     "splits twice": ({"splits": {"train": [0, 1, 0], "val": [], "test": []}}, "node 0 more than once"),
     "splits shared": ({"splits": {"train": [0, 1], "val": [2], "test": [1]}}, "of train .first: node 1"),
     "splits empty": ({"splits": {"train": [], "val": [1], "test": [2]}}, r"splits\['train'\] = no nodes"),
@@ -279,6 +302,9 @@ def test_invalid_sparse_features_are_refused_before_use():
         (["a", "b", "a", "b"], r"labels = a and other names: must be class numbers.*numpy\.unique"),
         (np.array(["a", None, "b", "c"], dtype=object), r"labels = a and other names"),
         ([0, 1, float("nan"), 1], r"labels = nan at node 2 \(1 such nodes\): .*-1 where the class is not known"),
+        ([[0], [1], [1], [0]], r"labels = an array of shape \(4, 1\): .*; labels\.ravel\(\)$"),
+        (np.eye(4, 3), r"labels = an array of shape \(4, 3\): .*; labels\.argmax\(1\)"),
+        (np.eye(4, 3, dtype=bool), r"labels\.argmax\(1\)"),
         ([0, 1, 0.5, 1], r"labels = 0\.5 at position 2: must be whole numbers"),
     ],
 )

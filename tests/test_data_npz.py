@@ -99,7 +99,7 @@ BAD_PARTS = {
     "no edges": ({"edge_index": None}, "with the keys"),
     "pickled": (
         {"y": np.array([0, 1, None], dtype=object)},
-        "y in .*tiny.npz = an array of object: must be plain numbers; number names",
+        r"^y in \S*tiny.npz = an array of object: must be plain numbers; number names",
     ),
     "text": ({"y": np.array(["a", "b", "c"])}, "y in .*tiny.npz = an array of <U1: must be plain numbers"),
     "edge range": ({"edge_index": np.array([[0], [3]])}, "edge_index in .*tiny.npz = 3"),

@@ -203,7 +203,9 @@ def tell_graph(graph: Graph | AugmentedFolder | GraphFolder) -> None:
         return
     classes = int(graph.num_classes or 0)
     labelled = int(np.count_nonzero(graph.labels >= 0))
-    edges = f" {graph.num_edges:,} edges," if isinstance(graph, Graph) else ""
+    edges = ""
+    if isinstance(graph, Graph):
+        edges = f" {graph.num_edges:,} {'' if graph.weights is None else 'weighted '}edges,"
     fields = {"nodes": graph.num_nodes, "features": graph.num_features, "classes": classes}
     log.info(
         "%s: %s nodes,%s %s features, %d classes, %s labelled nodes",

@@ -172,6 +172,9 @@ def _without_names(labels: object) -> object:
         array = np.asarray(labels)
     except (ValueError, TypeError, RuntimeError):  # told by whole_numbers
         return labels
+    if array.ndim == 2 and array.dtype.kind in "biuf" and array.size:
+        remedy = "labels.ravel()" if array.shape[1] == 1 else "labels.argmax(1), where a row has a 1 at its class"
+        raise InputError("labels", f"an array of shape {array.shape}", "of shape (nodes,), a class number each", remedy)
     allowed = "class numbers, 0 and up, or -1 where the class is not known"
     if array.dtype.kind in "USO" and array.ndim == 1 and array.size:
         remedy = "number them: names, labels = numpy.unique(labels, return_inverse=True)"
@@ -202,8 +205,21 @@ def check_labels(labels: object, num_nodes: int, num_classes: int | None) -> tup
     return array, int(num_classes)
 
 
+def _without_mask(argument: str, part: object, num_nodes: int) -> object:
+    """The node numbers of a part given as truth values [V]; any other as it is."""
+    try:
+        mask = np.asarray(part)
+    except (ValueError, TypeError, RuntimeError):  # told by whole_numbers
+        return part
+    if mask.dtype.kind != "b" or mask.ndim != 1:
+        return part
+    if mask.size != num_nodes:
+        raise InputError(argument, f"a mask of {mask.size} truth values", f"of {num_nodes}, one per node")
+    return np.flatnonzero(mask)
+
+
 def check_splits(splits: object, labels: np.ndarray) -> dict[str, np.ndarray] | None:
-    """``splits`` as {"train", "val", "test"} -> int64 indices of labelled nodes, disjoint; or None."""
+    """``splits`` as {"train", "val", "test"} -> int64 indices (or masks) of labelled nodes, disjoint; or None."""
     if splits is None:
         return None
     if not isinstance(splits, dict) or set(splits) != set(SPLIT_NAMES):
@@ -213,7 +229,7 @@ def check_splits(splits: object, labels: np.ndarray) -> dict[str, np.ndarray] | 
     checked = {}
     for number, name in enumerate(SPLIT_NAMES):
         argument = f"splits[{name!r}]"
-        nodes = whole_numbers(argument, splits[name])
+        nodes = whole_numbers(argument, _without_mask(argument, splits[name], labels.size))
         check_range(argument, nodes, 0, labels.size - 1, "node numbers")
         nodes = np.ascontiguousarray(nodes, dtype=np.int64)
         distinct, counts = np.unique(nodes, return_counts=True)

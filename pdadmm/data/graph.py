@@ -22,6 +22,7 @@ from pdadmm.data.checks import (
     check_weights,
     whole_numbers,
 )
+from pdadmm.data.parts import unlabelled
 from pdadmm.errors import InputError
 
 __all__ = ["Graph"]
@@ -34,8 +35,9 @@ class Graph:
     Shapes: ``indptr`` int64 [V+1] and ``indices`` int32 [nnz], the adjacency in CSR with sorted, distinct
     columns and no self-loops; ``weights`` float32 [nnz] above 0, or None for all ones; ``features`` float32,
     dense [V, F] or ``scipy.sparse.csr_array``; ``labels`` int64 [V], -1 for unlabelled; ``splits`` a dict
-    with "train", "val" and "test" -> int64 node indices, or None. ``num_classes`` is one more than the
-    largest label unless given. ``own_split`` says where the splits come from ("public" for Planetoid's).
+    with "train", "val" and "test" -> int64 node indices (masks [V] become these), or None. ``num_classes`` is
+    one more than the largest label unless given. ``own_split`` says where the splits come from ("public" for
+    Planetoid's).
     Arrays of the right type are kept, not copied: leave them unchanged.
 
     Raises InputError for any array that does not fit this description.
@@ -81,7 +83,7 @@ class Graph:
         cls,
         edge_index: object,
         features: object,
-        labels: Any,
+        labels: Any = None,
         splits: dict | None = None,
         name: str = "graph",
         weights: Any = None,
@@ -94,7 +96,8 @@ class Graph:
 
         ``undirected``: (i, j) and (j, i) are one edge, stored both ways; else row i holds the edges i -> j.
         Among duplicates (both directions of an undirected edge included) the largest of ``weights`` [E] is
-        kept, so listing an edge twice changes nothing. ``num_nodes`` is checked against the features' rows.
+        kept, so listing an edge twice changes nothing. Without ``labels`` no node's class is known. ``num_nodes`` is
+        checked against the features' rows.
 
         Raises InputError for pairs outside the nodes and for whatever Graph refuses.
 
@@ -116,6 +119,7 @@ class Graph:
         if weights is not None:
             weights = check_weights(weights, pairs.shape[1])
         indptr, indices, weights = _csr_from_pairs(pairs, weights, num_nodes, undirected)
+        labels = unlabelled(features) if labels is None else labels
         graph = cls(indptr, indices, weights, features, labels, splits, name, num_classes, own_split)
         if undirected:
             graph.__dict__["is_undirected"] = True  # known, so never worked out
@@ -126,7 +130,7 @@ class Graph:
         cls,
         adjacency: Any,
         features: object,
-        labels: Any,
+        labels: Any = None,
         splits: dict | None = None,
         name: str = "graph",
         undirected: bool = True,
@@ -204,7 +208,9 @@ class Graph:
         return sp.csr_array(parts, shape=(self.num_nodes, self.num_nodes))
 
     def with_splits(self, splits: dict | None, own_split: str = "") -> Graph:
-        """A copy with other ``splits``, sharing every other array. Raises InputError as Graph does.
+        """A copy with other ``splits``, node numbers or masks, sharing every other array.
+
+        Raises InputError as Graph does.
 
         >>> graph = Graph.from_edges([[0], [1]], [[0.0], [1.0]], [0, 1])
         >>> graph.with_splits({"train": [0], "val": [], "test": [1]})
@@ -244,11 +250,12 @@ class Graph:
 
     def __repr__(self) -> str:
         kind = "sparse" if sp.issparse(self.features) else "dense"
+        weighted = "" if self.weights is None else "weighted "
         splits = "no splits"
         if self.splits is not None:
             splits = "splits " + "/".join(f"{self.splits[key].size:,}" for key in SPLIT_NAMES)
         return (
-            f"Graph({self.name}: {self.num_nodes:,} nodes, {self.num_edges:,} edges, "
+            f"Graph({self.name}: {self.num_nodes:,} nodes, {self.num_edges:,} {weighted}edges, "
             f"{self.num_features:,} {kind} features, {self.num_classes} classes, {splits})"
         )
 

@@ -193,7 +193,7 @@ class Arrays:
             return _parse_npy(content)
         except NotNumbers as problem:
             remedy = "number names: names, numbers = numpy.unique(.., return_inverse=True)"
-            raise InputError(f"{key} in {self.path}", f"an array of {problem.kind}", "plain numbers", remedy) from None
+            raise InputError(key, f"an array of {problem.kind}", "plain numbers", remedy) from None
         except Exception as problem:
             raise _damaged(self.path, ValueError(f"{key}: {reason_of(problem)}")) from None
 
