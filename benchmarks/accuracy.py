@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--datasets", default=DATASETS)
     parser.add_argument("--data-dir")
     parser.add_argument("--hidden", default="100")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, e.g. 0,1,2 (2 alone is the seed 2)")
     parser.add_argument("--eval-every", type=int, default=1)
     parser.add_argument("--solver", default="pdadmm-g")
     parser.add_argument("--change", type=json.loads, default={}, help="hyper-parameters as JSON")

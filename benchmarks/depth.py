@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", default="graphs", choices=PARTS)
     parser.add_argument("--datasets", default=DATA, help="names, each with :SPLIT where it is not the data set's own")
     parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, e.g. 0,1,2 (2 alone is the seed 2)")
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=24, help="of each stage")

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default="cora,citeseer,pubmed,amazon_computers@random:20")
     parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, e.g. 0,1,2 (2 alone is the seed 2)")
     parser.add_argument("--rows", help="write one JSON object a row of FEATURES here")
     parser.add_argument("--change", type=json.loads, default={}, help="hyper-parameters as JSON, for all rows")
     given = parser.parse_args()

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--halos", help="names of HALOS, separated by semicolons")
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, e.g. 0,1,2 (2 alone is the seed 2)")
     parser.add_argument("--rows", default="gnn.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)

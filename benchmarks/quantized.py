@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default="cora,citeseer,pubmed,amazon_computers,coauthor_cs")
     parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, e.g. 0,1,2 (2 alone is the seed 2)")
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=24)

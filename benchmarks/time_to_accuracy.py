@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("summary", nargs="+", help="what pdadmm compare --summary wrote, with adam, and with pdadmm-g")
     parser.add_argument("--data-dir")
     parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     given = parser.parse_args()
     summaries = [read_summary(name) for name in given.summary]
     contest = summaries[0]["contest"]

@@ -198,7 +198,9 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
         summary = parse_json(regular_file(path).read_text(encoding="utf-8"))
         check_summary(summary)
     except (OSError, ValueError) as error:
-        raise InputError("summary", str(path), "a file that pdadmm compare wrote", reason_of(error)) from None
+        beside = os.path.join(os.path.dirname(path), "history.jsonl")
+        remedy = reason_of(error) + (f"; a run's history is in {beside}" if os.path.isfile(beside) else "")
+        raise InputError("summary", str(path), "a file that pdadmm compare wrote", remedy) from None
     return summary
 
 

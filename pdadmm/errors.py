@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergenceError", "InputError", "Interrupted", "reason_of"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DivergenceError", "InputError", "Interrupted", "did_you_mean", "reason_of"]
 
 
 LONGEST = 2000  # characters of one part of a message
@@ -31,6 +34,16 @@ def reason_of(error: BaseException) -> str:
     """
     text = getattr(error, "strerror", None) or str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the question after the nearest of ``known`` names, whose letters are small; "" where none is near.
+
+    >>> did_you_mean("Trian", ["train", "tune"]), did_you_mean("koala", ["train", "tune"])
+    ('did you mean train?', '')
+    """
+    near = difflib.get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 class InputError(ValueError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "file_within",
     "flush_folder",
     "is_number",
     "memory_bytes",
@@ -57,6 +58,12 @@ def regular_file(path: str | os.PathLike) -> Path:
     if not path.is_file():  # reading a pipe would wait for ever
         raise OSError(errno.EINVAL, "not a regular file")
     return path
+
+
+def file_within(path: str | os.PathLike, name: str) -> str:
+    """Return the remedy where a folder was given in place of its file ``name``; "" where it has none."""
+    inner = os.path.join(str(path), name)
+    return f"that is a folder: give {inner}" if os.path.isfile(inner) else ""  # False where it cannot be looked at
 
 
 def parse_json(text: str) -> dict[str, Any]:

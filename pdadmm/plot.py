@@ -74,7 +74,8 @@ def checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, 
     if x not in AXES:
         raise InputError("x", x, "one of " + ", ".join(AXES))
     if not isinstance(histories, Mapping) or not histories:
-        raise InputError("histories", histories, "a dict of run name -> History with at least one run")
+        value, remedy = f"a {type(histories).__name__}, {histories!r:.40}", 'give {"name": history}'
+        raise InputError("histories", value, "a dict of run name -> History with at least one run", remedy)
     runs = {}
     for name, history in histories.items():
         _check_rows(name, history, x)

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, did_you_mean
 
 __all__ = ["SOLVERS", "SolverRow", "solver_class"]
 
@@ -46,6 +46,6 @@ def solver_class(name: str) -> type[Any]:
     'PDADMMG'
     """
     if name not in SOLVERS:
-        raise InputError("solver", name, "one of " + ", ".join(SOLVERS))
+        raise InputError("solver", name, "one of " + ", ".join(SOLVERS), did_you_mean(str(name), SOLVERS))
     row = SOLVERS[name]
     return getattr(importlib.import_module(row.module), row.estimator)

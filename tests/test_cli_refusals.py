@@ -31,6 +31,8 @@ def refused(run):
 
 def test_unknown_words(refused):
     refused("koala", words=["command = koala", "train", "datasets"])
+    refused("trian", *TINY[1:], words=["command = trian", "did you mean train?"])
+    refused(*TINY, "--solver", "Adam", words=["solver = Adam", "did you mean adam?"])
     refused("train", "--dataset", "koala", words=["dataset = koala"])
     refused("train", "--dataset", "coro", words=["did you mean cora"])
     refused(*TINY, "--solver", "koala", words=["solver = koala", "pdadmm-g"])
@@ -66,7 +68,8 @@ def test_abbreviations_are_not_guessed(refused):
 def test_files(refused, tmp_path):
     refused("train", "--dataset", tmp_path / "none.npz", words=["none.npz", "exists"])
     refused("train", "--dataset", "cora", "--data-dir", tmp_path, words=["cora"])
-    refused("train", "--dataset", "cora", "--data-dir", tmp_path / "none", words=["none"])
+    missing = ["a folder that exists; check the path"]
+    refused("train", "--dataset", "cora", "--data-dir", tmp_path / "none", words=missing)
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     refused("train", "--dataset", tmp_path / "bad.npz", words=["bad.npz"])
     refused("train", "--dataset", tmp_path, words=[str(tmp_path)])
@@ -93,6 +96,18 @@ def test_files(refused, tmp_path):
 )
 def test_graphs_that_cannot_be_trained_on(refused, tmp_path, changes, words):
     refused("train", "--dataset", npz(tmp_path / "bad.npz", **changes), *FAST, words=words)
+
+
+def test_run_folders_in_place_of_their_files(refused, tmp_path):
+    for name in ("model.safetensors", "config.toml", "history.jsonl", "summary.json"):
+        (tmp_path / name).write_text("{}\n")
+    given = f"that is a folder: give {tmp_path}"
+    refused("predict", tmp_path, *TINY[1:3], "-o", "t.csv", words=[f"{given}/model.safetensors"])
+    refused("train", "--config", tmp_path, words=[f"{given}/config.toml"])
+    refused("plot", tmp_path, "-o", "x.png", words=[f"{given}/history.jsonl"])
+    refused("plot", tmp_path / "summary.json", "-o", "x.png", words=[f"history is in {tmp_path}/history.jsonl"])
+    refused("train", "--config", tmp_path.parent, words=["not a regular file"])
+    refused("train", "--config", "x" * 5000, words=["a readable TOML file; File name too long"])
 
 
 def test_splits_that_cannot_be_drawn(refused, tmp_path):

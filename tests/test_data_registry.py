@@ -98,6 +98,9 @@ def test_missing_files_say_where_and_how(tmp_path, monkeypatch):
         load_dataset("cora", tmp_path / "none")
     with pytest.raises(InputError, match="must be a file that exists"):
         load_dataset(tmp_path / "none.npz")
+    monkeypatch.setenv("PDADMM_DATA", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"a folder that exists; PDADMM_DATA names it"):
+        load_dataset("cora")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,11 @@ def test_files(tmp_path, ending, start):
     assert path.read_bytes().startswith(start)
 
 
+def test_a_history_alone_is_told_where_to_go():
+    with pytest.raises(InputError, match=r'^histories = a History, .{,40}: must be .*; give \{"name": history\}$'):
+        plot_convergence(history())
+
+
 @pytest.mark.parametrize(
     ("histories", "options", "argument"),
     [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pdadmm
 from pdadmm import console
 from pdadmm.cli.parser import Parser
-from pdadmm.errors import DivergenceError, InputError, Interrupted
+from pdadmm.errors import DivergenceError, InputError, Interrupted, did_you_mean
 from pdadmm.parallel.launch import launched_rank
 
 __all__ = ["COMMANDS", "Parser", "main"]
@@ -134,5 +134,5 @@ def _dispatch(arguments: list[str]) -> int:
         raise InputError("command", arguments[0], "one of " + ", ".join(COMMANDS))
     command = parser.parse_args(arguments[:1]).command
     if command not in COMMANDS:
-        raise InputError("command", command, "one of " + ", ".join(COMMANDS))
+        raise InputError("command", command, "one of " + ", ".join(COMMANDS), did_you_mean(command, COMMANDS))
     return importlib.import_module(COMMANDS[command].module).run(arguments[1:])

@@ -139,7 +139,7 @@ def _report(out: str, plan: Plan | None, memory: int, used: list[tuple[int, ...]
     x, size = plan.shape, console.human_bytes
     print(f"{out}: {x.kept} rows of {x.blocks * x.features} augmented features")
     where = "in memory" if plan.resident else "read from disk for every hop"
-    print(f"{plan.slices} slices of {plan.width} columns, adjacency {where}")
+    print(f"{plan.slices} slice{'' if plan.slices == 1 else 's'} of {plan.width} columns, adjacency {where}")
     read, written, sent = (sum(rank[k] for rank in used) for k in (0, 1, 3))
     planned = size(plan.read_bytes), size(plan.written_bytes)
     print(f"read {size(read)} (planned {planned[0]}), wrote {size(written)} (planned {planned[1]})")

@@ -12,7 +12,7 @@ from typing import Any
 from pdadmm.cli.common import early_flags
 from pdadmm.cli.parser import Parser
 from pdadmm.errors import InputError, reason_of
-from pdadmm.files import regular_file
+from pdadmm.files import file_within, regular_file
 from pdadmm.versions import versions
 
 __all__ = ["Config"]
@@ -41,7 +41,8 @@ class Config:
         try:
             self.values = tomllib.loads(regular_file(self.path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError("config", self.path, "a readable TOML file", reason_of(error)) from None
+            remedy = file_within(self.path, "config.toml") or reason_of(error)
+            raise InputError("config", self.path, "a readable TOML file", remedy) from None
         table = self.values.pop(VERSIONS, {})
         if not isinstance(table, dict):
             raise InputError("config", f"{self.path}, {VERSIONS}", "a table")

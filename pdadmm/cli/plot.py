@@ -8,6 +8,7 @@ from pathlib import Path
 from pdadmm.cli.common import check_writable
 from pdadmm.contest import read_summary
 from pdadmm.errors import InputError
+from pdadmm.files import file_within
 from pdadmm.history import History
 from pdadmm.parallel.launch import launched_rank
 from pdadmm.plot import AXES, check_picture, plot_convergence
@@ -30,7 +31,8 @@ def run(arguments: list[str]) -> int:
     files = [Path(file) for file in given.files]
     endings = {file.suffix for file in files}
     if len(endings) > 1 or not endings <= set(ENDINGS):
-        remedy = "draw histories and contests into pictures of their own"
+        inner = next(filter(None, (file_within(file, "history.jsonl") for file in files)), "")
+        remedy = inner or "draw histories and contests into pictures of their own"
         raise InputError("FILE", " ".join(given.files), "all histories (.jsonl) or all contests (.json)", remedy)
     names = _names(files)
     if endings == {".jsonl"}:

@@ -87,7 +87,8 @@ def _load_file(row: Dataset, data_dir: str | Path | None) -> Graph:
     given = data_dir if data_dir is not None else os.environ.get("PDADMM_DATA") or None
     remedy = "give its folder with --data-dir (data_dir in Python) or the environment variable PDADMM_DATA"
     if given is not None and not Path(given).is_dir():
-        raise InputError("data_dir", str(given), "a folder that exists", remedy)
+        source = "check the path" if data_dir is not None else "PDADMM_DATA names it: change that, or give --data-dir"
+        raise InputError("data_dir", str(given), "a folder that exists", source)
     cache = cache_folder()
     graph = read_files(row, Path(given)) if given is not None else None
     if graph is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pdadmm.admm.activations import get_activation
 from pdadmm.augment import Augmenter
 from pdadmm.errors import InputError, reason_of
-from pdadmm.files import parse_json, regular_file
+from pdadmm.files import file_within, parse_json, regular_file
 from pdadmm.quantize import digest
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def load_model(path: str | os.PathLike) -> tuple[GAMLP | GNN, Augmenter | None, 
     except (
         OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, OverflowError,
     ) as error:  # fmt: skip
-        raise InputError("model", str(path), "a file written by save_model", reason_of(error)) from None
+        remedy = file_within(path, "model.safetensors") or reason_of(error)
+        raise InputError("model", str(path), "a file written by save_model", remedy) from None
 
 
 def _built(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[GAMLP | GNN, Augmenter | None, np.ndarray]:
