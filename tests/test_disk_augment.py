@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -325,7 +326,9 @@ def test_the_commands_lead_from_a_data_set_to_a_trained_network(tmp_path, capsys
     out = tmp_path / "out"
     words = ["--dataset", "csbm:150", "--memory", "100MiB", "--hops", "1", "--out", str(out)]
     assert main(["augment", *words]) == 0
-    assert "peak memory" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "peak memory" in told
+    assert re.search(r"^1 slice of \d+ columns", told, re.MULTILINE)
     assert main(["augment", *words]) == 0
     assert "was finished before" in capsys.readouterr().out
     train = ["train", "--dataset", str(out), "--hops", "1", "--layers", "2", "--iterations", "2", "--quiet"]
