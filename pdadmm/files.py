@@ -84,7 +84,7 @@ def parse_json(text: str) -> dict[str, Any]:
 def is_number(value: Any) -> bool:
     """Whether a value out of JSON is a number that float holds, and finite.
 
-    >>> is_number(3), is_number(True), is_number(math.nan), is_number(10**400)
+    >>> is_number(3), is_number(True), is_number(float("nan")), is_number(10**400)
     (True, False, False, False)
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):

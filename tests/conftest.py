@@ -8,7 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: bits 
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No test fails for being slow: machines are shared.
+hypothesis.settings.register_profile("pdadmm", deadline=None)
+hypothesis.settings.load_profile("pdadmm")
 
 
 @pytest.fixture
