@@ -37,13 +37,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the question after the nearest of ``known`` names, whose letters are small; "" where none is near.
+    """Return the question after the nearest of ``known`` names, small letters as capitals; "" where none is near.
 
     >>> did_you_mean("Trian", ["train", "tune"]), did_you_mean("koala", ["train", "tune"])
     ('did you mean train?', '')
     """
-    near = difflib.get_close_matches(word.lower(), known, n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else ""
 
 
 class InputError(ValueError):

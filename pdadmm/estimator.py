@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import logging
 import os
@@ -23,7 +22,7 @@ from pdadmm.data import Graph
 from pdadmm.disk.augmented import AugmentedFolder
 from pdadmm.disk.dataset import GraphFolder
 from pdadmm.disk.rows import by_rows, is_read_by_rows, row_ranges
-from pdadmm.errors import InputError
+from pdadmm.errors import InputError, did_you_mean
 from pdadmm.files import peak_rss_bytes
 from pdadmm.history import History
 from pdadmm.kept import CHECKPOINT_EVERY, Kept
@@ -178,8 +177,7 @@ class NodeClassifier:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in named:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                cure = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+                cure = did_you_mean(name, known) or f"it has {', '.join(known)}"
                 raise TypeError(f"{cls.__name__} has no hyper-parameter {name}: {cure}")
         return super().__new__(cls)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pdadmm.admm.products import Parts, Products, transposed
 from pdadmm.admm.shard import Shard
 
-__all__ = ["best_steps", "conjugate_gradients", "conjugate_ridge"]
+__all__ = ["best_steps", "conjugate_gradients", "conjugate_ridge", "steps_in_plane"]
 
 ROWS = 128  # of p that stay in cache from one product to the next
 
@@ -56,6 +56,18 @@ def _there_and_back(p: Parts, D: Tensor, products: Products) -> tuple[Tensor, Te
         products.addmm_parts(curved, products.operand(P), block, out=curved)
         lengths += P.square().sum(1)
     return curved, lengths
+
+
+def steps_in_plane(
+    G: Tensor, E: Tensor, curvatures: tuple[Tensor, Tensor, Tensor], kappa: float
+) -> tuple[Tensor, Tensor]:
+    """Return s and t (n,): from W, s G + t E is each row's best step in its plane for |Z - p W^T|^2 + kappa |W|^2.
+
+    ``G`` (n, n_0) is half of the negative gradient, ``E`` another direction, ``curvatures`` the rows' <G p^T, G p^T>,
+    <G p^T, E p^T> and <E p^T, E p^T>.
+    """
+    (PP, PQ, QQ), (GG, GE, EE) = curvatures, ((G * G).sum(1), (G * E).sum(1), (E * E).sum(1))
+    return best_steps((GG, GE), (PP + kappa * GG, PQ + kappa * GE, QQ + kappa * EE))
 
 
 def best_steps(

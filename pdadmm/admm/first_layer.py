@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pdadmm.admm.conjugate import best_steps, conjugate_ridge
+from pdadmm.admm.conjugate import conjugate_ridge, steps_in_plane
 from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.updates import spd_inverse, squared_norm, update_b_, update_W_gradient_
@@ -296,9 +296,7 @@ class ConjugateFirst(GradientFirst):
         G = self.shard.total(cross) - self.kappa * self.W
         P = products.mm_parts(self.parts, transposed(products.operand(G)))
         PP, PQ, QQ = self.shard.total(torch.stack([(P * P).sum(0), (P * Q).sum(0), (Q * Q).sum(0)]))
-        GG, GE, EE = (G * G).sum(1), (G * E).sum(1), (E * E).sum(1)
-        curvatures = (PP + self.kappa * GG, PQ + self.kappa * GE, QQ + self.kappa * EE)
-        s, t = best_steps((GG, GE), curvatures)
+        s, t = steps_in_plane(G, E, (PP, PQ, QQ), self.kappa)
         self.direction = s[:, None] * G + t[:, None] * E
         self.along = s * P + t * Q
         self.W, self.b = self.W + self.direction, self.b + shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pdadmm.admm.conjugate import best_steps, conjugate_gradients
+from pdadmm.admm.conjugate import conjugate_gradients, steps_in_plane
 from pdadmm.admm.first_layer import START_STEPS, ConjugateFirst, GradientFirst, GramFirst, fixed_ridge, least_ridge
 from pdadmm.admm.label_start import CentredLabels
 from pdadmm.admm.node_storage import NodeStorage
@@ -84,10 +84,8 @@ class StreamedFirst:
         """Do as ConjugateFirst.update: the best point in the plane of the gradient and the last step ``E``."""
         G = rp - shift[:, None] * self.p_sum - self.kappa * self.W
         along_G, along_E = (torch.cat([G, E]) @ self.factor).split(len(G))
-        slopes = (G * G).sum(1), (G * E).sum(1)
         curvatures = (along_G * G).sum(1), (along_G * E).sum(1), (along_E * E).sum(1)
-        lengths = *slopes, (E * E).sum(1)
-        s, t = best_steps(slopes, tuple(h + self.kappa * length for h, length in zip(curvatures, lengths, strict=True)))
+        s, t = steps_in_plane(G, E, curvatures, self.kappa)
         self.direction = s[:, None] * G + t[:, None] * E
         self.W, self.b = self.W + self.direction, self.b + shift
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from pdadmm.cli.common import early_flags
 from pdadmm.cli.parser import Parser
-from pdadmm.errors import InputError, reason_of
+from pdadmm.errors import InputError, did_you_mean, reason_of
 from pdadmm.files import file_within, regular_file
 from pdadmm.versions import versions
 
@@ -70,8 +69,7 @@ class Config:
                 of_others = parser.of_others(f"--{key}")
                 if of_others is not None:
                     raise InputError("config", f"{self.path}, key {key}", *of_others)
-                near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"{parser.prog} --help lists them"
+                remedy = did_you_mean(key.replace("_", "-"), known) or f"{parser.prog} --help lists them"
                 raise InputError("config", f"{self.path}, key {key}", "a flag without its hyphens", remedy)
             words += self._word(key, value, known[key])
         return words + self.arguments
