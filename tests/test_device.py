@@ -201,6 +201,24 @@ def test_no_array_of_nodes_crosses_in_an_iteration(monkeypatch):
     assert max((size for sizes in seen for size in sizes), default=0) <= 1
 
 
+def test_stacked_layers_find_the_bits_of_plain_torch_and_their_sums_cross_at_once(plain, monkeypatch):
+    monkeypatch.setattr("pdadmm.admm.builder.stacks_on", lambda device, transport: True)
+    parameters, problem = {"layers": 6, "stages": (4, 6), "acceleration": "none"}, problem_of("default")
+    given = settings_of("cuda", "1x1", parameters)
+    with StandIn() as device:
+        found = train_rank(problem, given, LocalTransport())
+        solver = ADMMSolver(copy.copy(problem), given, LocalTransport())
+        network = solver.builder.begin(0, 6)
+        network.iterate()
+        device.crossings.clear()
+        network.iterate()
+        assert set(device.crossings) <= {1}
+        device.crossings.clear()
+        assert len(network.terms()) == 6
+        assert max(device.crossings) == 4 * 6  # of layers 2 to 5
+    assert_same(found, train_rank(problem, settings_of("cpu", "1x1", parameters), LocalTransport()))
+
+
 def test_the_stand_in_notices_what_lies_in_the_wrong_memory():
     with StandIn() as device:
         x, y = torch.zeros(3, 2, device=DEVICE), torch.zeros(3, 2)

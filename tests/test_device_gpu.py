@@ -10,6 +10,8 @@ from test_disk_training import close
 from thread_transport import run_ranks
 
 from pdadmm import PDADMMG, PDADMMGQ, csbm
+from pdadmm.admm.solver import ADMMSolver
+from pdadmm.admm.stack import SETTING, Stack
 from pdadmm.cli import main
 from pdadmm.disk.storage import Blocks
 from pdadmm.kernels import gpu, gpu_launch
@@ -39,6 +41,18 @@ def test_a_gpu_finds_the_numbers_of_the_cpu(monkeypatch, case, plain):
     runs = [train_rank(problem_of(case), settings_of(device, "1x1", CASES[case]), LocalTransport())
             for device in ("cuda", "cpu")]  # fmt: skip
     assert_near(*runs, tolerance(case))
+
+
+def test_stacked_layers_find_the_numbers_of_one_after_the_other(monkeypatch):
+    parameters = {"layers": 6, "stages": (4, 6), "acceleration": "none"}
+    runs = []
+    for setting in ("1", "0"):
+        monkeypatch.setenv(SETTING, setting)
+        given = settings_of("cuda", "1x1", parameters)
+        runs.append(train_rank(problem_of("default"), given, LocalTransport()))
+        network = ADMMSolver(problem_of("default"), given, LocalTransport()).builder.begin(0, 6)
+        assert any(isinstance(unit, Stack) for unit in network.units) == (setting == "1")
+    assert_near(*runs, tolerance("default"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "quantizer" in CASES[case]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -93,6 +94,22 @@ def test_training_with_the_kernels_finds_the_numbers_of_plain_torch(in_training,
     names = in_training.launched[before:]
     assert all(any(name.startswith(kernel) for name in names) for kernel in kernels), set(names)
     assert_near(*results, tolerance=1e-3 if "dtype" in options else 1e-9)
+
+
+def test_a_stack_of_layers_takes_one_launch_of_each_kernel(in_training, monkeypatch):
+    monkeypatch.setattr("pdadmm.admm.builder.stacks_on", lambda device, transport: True)
+    problem = make_problem(3, 17, 6, 5, 3, torch.float64)
+    given = settings_of("cuda", "1x1", {"layers": 6, "stages": (6,), "acceleration": "none"})
+    with StandIn():
+        network = solver.ADMMSolver(problem, given, LocalTransport()).builder.begin(0, 6)
+        network.iterate()
+        before = len(in_training.launched)
+        network.iterate()
+    kernels = Counter(name.partition("_double")[0] for name in in_training.launched[before:])
+    # the stack of four, layer 1 or layer 6
+    assert {name: kernels[name] for name in ("update_z", "update_q_u", "assemble_p", "softmax_newton")} == {
+        "update_z": 2, "update_q_u": 2, "assemble_p": 2, "softmax_newton": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from pdadmm.admm.problem import Problem
 from pdadmm.admm.products import Products
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
+from pdadmm.admm.stack import stacks_on
 from pdadmm.admm.streamed import StreamedNetwork
 from pdadmm.admm.streamed_first import StreamedFirst, label_products
 from pdadmm.checkpoint import State
@@ -74,6 +75,7 @@ class NetworkBuilder:
         assert s.rho is not None  # checked
         self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
         self.first, self.weights, self.shift = first, Weights(), None
+        self.stacks = stacks_on(device, transport)
         self.placement: list[range] = []  # no stage has begun
 
     def widths(self, depth: int) -> list[int]:
@@ -121,7 +123,9 @@ class NetworkBuilder:
         accelerate = ACCELERATIONS[s.acceleration](number)
         if self.storage is not None:
             return StreamedNetwork(layers, self.storage, number, self.problem, accelerate, self.transport.trace)
-        return Network(layers, self.placement, nodes, self.column, s.quantizer, s.seed, accelerate, self.shard)
+        return Network(
+            layers, self.placement, nodes, self.column, s.quantizer, s.seed, accelerate, self.shard, self.stacks
+        )
 
     def go_back(self, network: AnyNetwork, snapshot: list[State]) -> None:
         """Set all weights to those of a snapshot of ``network``."""

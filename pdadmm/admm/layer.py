@@ -92,6 +92,16 @@ class Layer(ABC):
         self.above: Link | None = None  # None for layer L
         self.loss: CrossEntropy | SquaredError | None = None  # set for layer L, and y with it
 
+    @property
+    def belows(self) -> list[Link]:
+        """The link below, if there is one."""
+        return [] if self.below is None else [self.below]
+
+    @property
+    def aboves(self) -> list[Link]:
+        """The link above, if there is one."""
+        return [] if self.above is None else [self.above]
+
     def attach_loss(self, loss: CrossEntropy | SquaredError, y: Tensor) -> None:
         """Make this the last layer; y (V,) are the classes of the training nodes."""
         self.loss, self.y = loss, y
@@ -126,7 +136,7 @@ class Layer(ABC):
         """q_l from p_{l+1} of this iteration, sent up at once; then u_l."""
         self.above.update_q_u(self.z, self.r, self.activation, self.penalties.nu, self.penalties.rho)
 
-    def terms(self) -> Terms:
+    def terms(self) -> list[Terms]:
         """Return this layer's share of the objective and the residuals."""
         terms = Terms(linear=squared_norm(self.r), ridge=self.ridge())
         if self.loss is not None:
@@ -134,7 +144,7 @@ class Layer(ABC):
         else:
             terms.activation = self.activation.squared_distance(self.above.own_q, self.z)
             terms.link, terms.dual, terms.q_squared = link_sums(self.above.p, self.above.q, self.above.u)
-        return terms
+        return [terms]
 
     # What the first layer and the others do each in their own way
 

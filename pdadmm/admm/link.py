@@ -70,6 +70,18 @@ class Link:
         """q_l of the lower side, before it is quantized."""
         return self.q_channel.own if self.momentum is None else self.momentum.own_q
 
+    @property
+    def plain(self) -> bool:
+        """Whether both sides are on this rank and see p, q and u as they were updated."""
+        return not self.remote and self.momentum is None and self.p_channel.coder is self.q_channel.coder is None
+
+    def adopt(self, p: Tensor, q: Tensor, u: Tensor) -> None:
+        """Let p, q and u of a plain link lie in these arrays, which hold their numbers."""
+        assert self.plain
+        for channel, value in ((self.p_channel, p), (self.q_channel, q)):
+            channel.own = channel.value = value
+        self.u = u
+
     def connect(self, transport: Transport, peer: int) -> None:
         """Prepare the messages with the rank that holds the other side."""
         self.remote = True

@@ -13,6 +13,7 @@ from pdadmm.admm.link import Link
 from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.shard import WHOLE, Shard
+from pdadmm.admm.stack import Stack, stacked
 from pdadmm.checkpoint import State
 from pdadmm.parallel.placement import owner_of
 from pdadmm.parallel.transport import Transport
@@ -26,7 +27,7 @@ class Network:
     Building it is collective: the forward pass that gives every layer its start goes through the ranks
     (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V, or the
     number of nodes of the ``shard`` that ``transport`` passes up and down; ``quantizer`` and ``seed`` say how messages
-    are coded, ``accelerate`` whether q, u and z are extrapolated.
+    are coded, ``accelerate`` whether q, u and z are extrapolated, ``stacks`` whether equal layers are updated together.
     """
 
     def __init__(
@@ -39,12 +40,15 @@ class Network:
         seed: int = 0,
         accelerate: bool = False,
         shard: Shard = WHOLE,
+        stacks: bool = False,
     ) -> None:
         self.layers, self.transport, self.shard = list(layers), transport, shard
         self.quantizer, self.seed, self.accelerate = quantizer, seed, accelerate
         self.uppers = [layer for layer in self.layers if isinstance(layer, HiddenLayer)]
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
+        self.stacks, self.rows = stacks, nodes if shard.alone else -(-shard.nodes // shard.group.size)
+        self._units: list[Layer | Stack] | None = None if stacks else [*self.layers]
         self.active = bool(self.layers)
         self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
@@ -95,30 +99,43 @@ class Network:
         nodes = "" if self.shard.alone else f", nodes {rows.start + 1} to {rows.stop} of {self.shard.nodes}"
         return f"{layers} of {self.depth}{nodes}"
 
+    @property
+    def units(self) -> list[Layer | Stack]:
+        """What is updated at once: this rank's layers, those that may be stacked in one Stack; lowest first."""
+        if self._units is None:  # once the layers have their start, or a checkpoint's state
+            self._units = stacked(self.layers, self.rows)
+        return self._units
+
     def iterate(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
-        mark = self.transport.trace.mark
-        for layer in self.lowers:
-            layer.above.post_p()
-        for layer in reversed(self.uppers):  # the lowest last: its q comes from afar
-            mark("prepare p", layer.index + 1)
-            layer.prepare_p(self.scratch)
-            mark("wait for q", layer.index + 1)
-            layer.below.wait_q()
-            mark("update p", layer.index + 1)
-            layer.update_p()
-            mark("send p", layer.index + 1)
-            layer.below.send_p(layer.penalties.rho)
-        for layer in self.layers:
-            mark("update W, b", layer.index + 1)
-            layer.update_W_b(self.scratch)
-            mark("update z", layer.index + 1)
-            layer.update_z()
-        for layer in self.lowers:
-            mark("wait for p", layer.index + 1)
-            layer.above.wait_p()
-            mark("update q, u", layer.index + 1)
-            layer.update_q()
+        mark, units = self.transport.trace.mark, self.units
+        uppers = [unit for unit in units if isinstance(unit, HiddenLayer | Stack)]
+        lowers = [unit for unit in units if unit.aboves]
+        for unit in lowers:
+            for link in unit.aboves:
+                link.post_p()
+        for unit in reversed(uppers):  # the lowest last: its q comes from afar
+            mark("prepare p", unit.index + 1)
+            unit.prepare_p(self.scratch)
+            mark("wait for q", unit.index + 1)
+            for link in unit.belows:
+                link.wait_q()
+            mark("update p", unit.index + 1)
+            unit.update_p()
+            mark("send p", unit.index + 1)
+            for link in unit.belows:
+                link.send_p(unit.penalties.rho)
+        for unit in units:
+            mark("update W, b", unit.index + 1)
+            unit.update_W_b(self.scratch)
+            mark("update z", unit.index + 1)
+            unit.update_z()
+        for unit in lowers:
+            mark("wait for p", unit.index + 1)
+            for link in unit.aboves:
+                link.wait_p()
+            mark("update q, u", unit.index + 1)
+            unit.update_q()
 
     def finish(self) -> None:
         """Complete every message under way, so that both sides of each link agree; ``iterate`` may go on from here."""
@@ -137,7 +154,7 @@ class Network:
 
     def terms(self) -> list[Terms]:
         """Return what each of this rank's layers adds to the objective and the residuals."""
-        return [layer.terms() for layer in self.layers]
+        return [terms for unit in self.units for terms in unit.terms()]
 
     def not_finite(self) -> list[tuple[int, int, str]]:
         """Return (place in the order of updates, layer, variable) where this rank's layers are not finite."""
@@ -189,5 +206,6 @@ class Network:
         own = {layer.index: states(layer.index) for layer in self.layers}
         for layer in self.layers:
             layer.restore(own[layer.index])
+        self._units = None if self.stacks else self._units
         for link, lower in self._links().items():
             link.restore(*(own.get(layer) or states(layer) for layer in (lower, lower + 1)))

@@ -56,6 +56,8 @@ def cholesky(A: Tensor) -> Tensor:
 
 def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """Return (scale A + shift I)^-1 through its Cholesky factor, NaN where it has none; A is symmetric."""
+    if A.dim() > 2:
+        return torch.stack([spd_inverse(one, scale, shift) for one in A])
     if factor.takes(A):
         inverse = factor.inverse(A, scale, shift)
         return torch.full_like(A, torch.nan) if inverse is None else inverse
@@ -67,6 +69,8 @@ def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
 
 def spd_solve(A: Tensor, B: Tensor) -> Tensor:
     """Return B A^-1 for a symmetric positive definite A through its Cholesky factor, NaN where it has none."""
+    if A.dim() > 2:
+        return torch.stack([spd_solve(*pair) for pair in zip(A, B, strict=True)])
     if factor.takes(A, B):
         solution = factor.solve(A, B)
         return torch.full_like(B, torch.nan) if solution is None else solution
@@ -305,21 +309,32 @@ def update_W_b_exact(
 
 
 def assemble_W(
-    moments: Moments, W_old: Tensor, mu_over_nu: float, prox: float, kappa: float, target: Tensor | None
+    moments: Moments,
+    W_old: Tensor,
+    mu_over_nu: float,
+    prox: float | Tensor,
+    kappa: float | Tensor,
+    target: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the system (m, m) and the right-hand side (n, m) of update_W_b_exact."""
+    """Return the system (m, m) and the right-hand side (n, m) of update_W_b_exact.
+
+    Of K layers at once, sums and W have one more dimension in front, and prox and kappa are (K,).
+    """
     sums = (moments.pp, moments.zp, moments.p_sum, moments.z_sum)
-    if compiled.takes(*sums, W_old, W_old if target is None else target):
+    if isinstance(prox, Tensor) or isinstance(kappa, Tensor):
+        pass  # of K layers: the C form has one
+    elif compiled.takes(*sums, W_old, W_old if target is None else target):
         return compiled.assemble_W(sums, moments.count, W_old, target, prox, mu_over_nu + kappa, kappa)
     p_mean = moments.p_sum / moments.count
-    system = moments.pp - torch.outer(p_mean, moments.p_sum)
-    right = moments.zp - torch.outer(moments.z_sum, p_mean)
+    system = moments.pp - p_mean[..., :, None] * moments.p_sum[..., None, :]
+    right = moments.zp - moments.z_sum[..., :, None] * p_mean[..., None, :]
     # dead or equal columns leave p^T p singular: a proximal weight at rounding level keeps it definite
-    weight = prox + 16.0 * torch.finfo(system.dtype).eps * (moments.pp.diagonal().sum() + 1.0)
-    system.diagonal().add_(weight + (mu_over_nu + kappa))
-    right.addcmul_(W_old, weight)
+    trace = moments.pp.diagonal(dim1=-2, dim2=-1).sum(-1)
+    weight = prox + 16.0 * torch.finfo(system.dtype).eps * (trace + 1.0)
+    system.diagonal(dim1=-2, dim2=-1).add_((weight + (mu_over_nu + kappa))[..., None])
+    right.addcmul_(W_old, weight[..., None, None])
     if target is not None:
-        right.add_(target, alpha=kappa)
+        right.add_(target * (kappa[..., None, None] if isinstance(kappa, Tensor) else kappa))
     return system, right
 
 

@@ -1,0 +1,162 @@
+"""Hidden layers of one width that lie on one rank: their arrays lie in one, and each update is one for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from pdadmm.admm.layer import HiddenLayer, Layer, Terms
+from pdadmm.admm.link import Link
+from pdadmm.admm.updates import Moments, assemble_W, inverse_p, spd_solve, update_q_u_
+from pdadmm.kernels.fused import updates_for
+from pdadmm.parallel.transport import Transport
+
+__all__ = ["LARGEST", "SETTING", "Stack", "stacked", "stacks_on"]
+
+SETTING = "PDADMM_STACKS"  # environment variable: 0 updates layer after layer on a GPU, too
+# Numbers in an array of one layer: beyond, its updates fill a GPU by themselves, and their launches cost little.
+LARGEST = 1 << 20
+
+
+class Stack:
+    """K hidden layers of width n, one above the other, as one: p, z, r, q, u are (K, V, n), W is (K, n, n).
+
+    The sums and products are those of ``HiddenLayer`` in its exact form, of all layers at once, which are equal to
+    rounding. p, q and u of the K + 1 links around the layers lie in one array each; layers and links go on as views,
+    so that whatever else reads them, or updates those of the layers beside, finds them in their places.
+    """
+
+    def __init__(self, layers: Sequence[HiddenLayer]) -> None:
+        lowest = layers[0]
+        self.layers, self.index, self.penalties = list(layers), lowest.index, lowest.penalties
+        assert lowest.target is not None
+        self.activation, self.shard, self.target = lowest.activation, lowest.shard, lowest.target
+        self.belows = [links_of(layer)[0] for layer in layers]
+        self.aboves = [links_of(layer)[1] for layer in layers]
+        links = [self.belows[0], *self.aboves]
+        self.p, self.q, self.u = (torch.stack([getattr(link, name) for link in links]) for name in ("p", "q", "u"))
+        for link, *own in zip(links, self.p, self.q, self.u, strict=True):
+            link.adopt(*own)
+        self.z, self.r = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("z", "r"))
+        for layer, z, r in zip(layers, self.z, self.r, strict=True):
+            layer.z, layer.r = z, r
+        self._set_weights(*(torch.stack([getattr(layer, name) for layer in layers]) for name in ("W", "b", "centre")))
+        self.unit = self.z.new_tensor([layer.unit for layer in layers])
+
+    def _set_weights(self, W: Tensor, b: Tensor, centre: Tensor) -> None:
+        self.W, self.b, self.centre = W, b, centre
+        for layer, *own in zip(self.layers, W, b, centre, strict=True):
+            layer.W, layer.b, layer.centre = own
+
+    def prepare_p(self, scratch: dict[torch.Size, Tensor]) -> None:
+        """nu (z - b) W and (nu W^T W + rho I)^-1 of every layer."""
+        nu, rho = self.penalties.nu, self.penalties.rho
+        if self.z.shape not in scratch:
+            scratch[self.z.shape] = torch.empty_like(self.z)
+        bW = self.b[:, None] @ self.W
+        self.right = torch.baddbmm(bW, self.z, self.W, beta=-nu, alpha=nu, out=scratch[self.z.shape])
+        self.inverse = inverse_p(self.W, nu, rho)
+
+    def update_p(self) -> None:
+        """p of every layer from q and u of the link below it."""
+        q, u, rho = self.q[:-1], self.u[:-1], self.penalties.rho
+        fused = updates_for(self.right, q, u)
+        if fused is not None:
+            fused.assemble_p_(self.right, q, u, rho)
+        else:
+            self.right.add_(q, alpha=rho).sub_(u)
+        torch.bmm(self.right, self.inverse, out=self.p[:-1])
+        del self.inverse
+
+    def update_W_b(self, scratch: dict[torch.Size, Tensor]) -> None:
+        """W, then b, of every layer; until z is updated, r holds a = p W^T + b."""
+        p, penalties = self.p[:-1], self.penalties
+        about = torch.sub(p, self.centre[:, None], out=scratch[p.shape])
+        sums = about.mT @ about, self.z.mT @ about, about.sum(1), self.z.sum(1)
+        moments = Moments(*sums, p.shape[1], self.centre).over(self.shard)
+        weights = penalties.mu / penalties.nu, penalties.prox_W * self.unit, penalties.kappa_identity * self.unit
+        mu_over_nu, prox, kappa = weights
+        W = spd_solve(*assemble_W(moments, self.W, mu_over_nu, prox, kappa, self.target))
+        centre = moments.mean_p()
+        b = moments.z_sum / moments.count - (W @ centre[..., None]).squeeze(-1)
+        self._set_weights(W, b, centre)
+        torch.baddbmm(b[:, None], p, W.mT, out=self.r)
+
+    def update_z(self) -> None:
+        """z of every layer, and r = z - a."""
+        self.activation.update_z_(self.z, self.r, self.q[1:], self.penalties.prox_z)
+
+    def update_q(self) -> None:
+        """q and u of the link above every layer."""
+        nu, rho = self.penalties.nu, self.penalties.rho
+        update_q_u_(self.q[1:], self.u[1:], self.p[1:], self.z, self.activation, nu, rho)
+        for link in self.aboves:
+            link.q_channel.send()
+
+    def terms(self) -> list[Terms]:
+        """Return every layer's share of the objective and the residuals; the device is waited for once."""
+        penalties, q = self.penalties, self.q[1:].double()
+        gap = self.p[1:] - q
+        rows = {
+            "linear": self.r.double().square(),
+            "activation": (q - self.activation(self.z)).square(),
+            "link": gap.square(),
+            "dual": self.u[1:].double() * gap,
+            "q_squared": q.square(),
+        }
+        sums = {name: values.sum((1, 2)) for name, values in rows.items()}
+        if self.shard.leads:
+            kappa = penalties.kappa_identity * self.unit.double()
+            drawn = (self.W.double() - self.target).square().sum((1, 2))
+            sums["ridge"] = 0.5 * penalties.nu * kappa * drawn
+            if penalties.mu:
+                sums["ridge"] += 0.5 * penalties.mu * self.W.double().square().sum((1, 2))
+        columns = torch.stack([*sums.values()], 1).tolist()
+        return [Terms(**dict(zip(sums, column, strict=True))) for column in columns]
+
+
+def links_of(layer: HiddenLayer) -> tuple[Link, Link]:
+    """Return the links below and above a hidden layer."""
+    assert layer.below is not None
+    assert layer.above is not None
+    return layer.below, layer.above
+
+
+def stacks_on(device: torch.device, transport: Transport) -> bool:
+    """Whether equal layers are stacked on ``device``: on a GPU, unless a rank's PDADMM_STACKS is 0; collective there.
+
+    On the CPU products fill a core, and one layer after the other has the same bits on every number of ranks.
+    """
+    return device.type == "cuda" and all(transport.allgather(os.environ.get(SETTING, "1") != "0"))
+
+
+def fits(layer: Layer, rows: int) -> bool:
+    """Whether a layer may be part of a stack: hidden, small, in its exact form, beside plain links of this rank."""
+    return (
+        isinstance(layer, HiddenLayer)
+        and layer.loss is None
+        and layer.exact
+        and layer.target is not None
+        and not layer.products.terms
+        and all(link.plain for link in links_of(layer))
+        and rows * len(layer.W) <= LARGEST
+    )
+
+
+def stacked(layers: Sequence[Layer], rows: int) -> list[Layer | Stack]:
+    """Return ``layers``, lowest first, with those that follow each other and may be stacked in one Stack.
+
+    ``rows`` is the number of nodes of the largest shard: all shards of a layer sum the same sums.
+    """
+    units: list[Layer | Stack] = []
+    for together, run in groupby(layers, lambda layer: fits(layer, rows)):
+        members = list(run)
+        if together and len(members) > 1:
+            units.append(Stack([layer for layer in members if isinstance(layer, HiddenLayer)]))
+        else:
+            units += members
+    return units
