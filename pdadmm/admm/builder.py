@@ -21,6 +21,7 @@ from pdadmm.admm.network import Network
 from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.problem import Problem
 from pdadmm.admm.products import Products
+from pdadmm.admm.replay import replays_on
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.shard import Shard, deal
 from pdadmm.admm.stack import stacks_on
@@ -75,7 +76,7 @@ class NetworkBuilder:
         assert s.rho is not None  # checked
         self.penalties = Penalties(s.nu, s.rho, s.mu, s.kappa_identity, s.prox_W, s.prox_z)
         self.first, self.weights, self.shift = first, Weights(), None
-        self.stacks = stacks_on(device, transport)
+        self.stacks, self.replays = stacks_on(device, transport), replays_on(device, transport)
         self.placement: list[range] = []  # no stage has begun
 
     def widths(self, depth: int) -> list[int]:
@@ -124,7 +125,16 @@ class NetworkBuilder:
         if self.storage is not None:
             return StreamedNetwork(layers, self.storage, number, self.problem, accelerate, self.transport.trace)
         return Network(
-            layers, self.placement, nodes, self.column, s.quantizer, s.seed, accelerate, self.shard, self.stacks
+            layers,
+            self.placement,
+            nodes,
+            self.column,
+            s.quantizer,
+            s.seed,
+            accelerate,
+            self.shard,
+            self.stacks,
+            self.replays,
         )
 
     def go_back(self, network: AnyNetwork, snapshot: list[State]) -> None:

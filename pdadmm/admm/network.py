@@ -12,6 +12,7 @@ from pdadmm.admm.layer import UPDATED, HiddenLayer, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.problem import Problem, tally
 from pdadmm.admm.quantizer import Quantizer
+from pdadmm.admm.replay import Replay, repeatable
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.admm.stack import Stack, stacked
 from pdadmm.checkpoint import State
@@ -27,7 +28,8 @@ class Network:
     Building it is collective: the forward pass that gives every layer its start goes through the ranks
     (message kind "init"). ``layers`` are this rank's, lowest first; rank 0 holds layer 1. ``nodes`` is V, or the
     number of nodes of the ``shard`` that ``transport`` passes up and down; ``quantizer`` and ``seed`` say how messages
-    are coded, ``accelerate`` whether q, u and z are extrapolated, ``stacks`` whether equal layers are updated together.
+    are coded, ``accelerate`` whether q, u and z are extrapolated, ``stacks`` whether equal layers are updated
+    together, ``replays`` whether iterations may be repeated as CUDA graphs.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Network:
         accelerate: bool = False,
         shard: Shard = WHOLE,
         stacks: bool = False,
+        replays: bool = False,
     ) -> None:
         self.layers, self.transport, self.shard = list(layers), transport, shard
         self.quantizer, self.seed, self.accelerate = quantizer, seed, accelerate
@@ -50,6 +53,7 @@ class Network:
         self.stacks, self.rows = stacks, nodes if shard.alone else -(-shard.nodes // shard.group.size)
         self._units: list[Layer | Stack] | None = None if stacks else [*self.layers]
         self.active = bool(self.layers)
+        self.replay: Replay | None = None
         self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
             return
@@ -57,6 +61,8 @@ class Network:
         self.rank_below = owner_of(placement, first - 1) if first > 0 else None
         self.rank_above = owner_of(placement, last + 1) if last + 1 < self.depth else None
         self._start(nodes)
+        if replays and repeatable(self.layers, self.rows):
+            self.replay = Replay(self)
 
     def _start(self, nodes: int) -> None:
         """Pass the training nodes' activations up and set every layer to a feasible point."""
@@ -107,6 +113,13 @@ class Network:
         return self._units
 
     def iterate(self) -> None:
+        """One iteration; a steady one is repeated as a graph where that was asked for."""
+        if self.replay is None:
+            self.update()
+        else:
+            self.replay.iterate()
+
+    def update(self) -> None:
         """One iteration. Phase A: p (sent down at once), W, b, z. Phase B: q (sent up at once), u."""
         mark, units = self.transport.trace.mark, self.units
         uppers = [unit for unit in units if isinstance(unit, HiddenLayer | Stack)]
@@ -207,5 +220,7 @@ class Network:
         for layer in self.layers:
             layer.restore(own[layer.index])
         self._units = None if self.stacks else self._units
+        if self.replay is not None:
+            self.replay.forget()
         for link, lower in self._links().items():
             link.restore(*(own.get(layer) or states(layer) for layer in (lower, lower + 1)))

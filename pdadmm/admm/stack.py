@@ -44,10 +44,11 @@ class Stack:
         self.z, self.r = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("z", "r"))
         for layer, z, r in zip(layers, self.z, self.r, strict=True):
             layer.z, layer.r = z, r
-        self._set_weights(*(torch.stack([getattr(layer, name) for layer in layers]) for name in ("W", "b", "centre")))
+        self.set_weights(*(torch.stack([getattr(layer, name) for layer in layers]) for name in ("W", "b", "centre")))
         self.unit = self.z.new_tensor([layer.unit for layer in layers])
 
-    def _set_weights(self, W: Tensor, b: Tensor, centre: Tensor) -> None:
+    def set_weights(self, W: Tensor, b: Tensor, centre: Tensor) -> None:
+        """Set W (K, n, n), b and the centres (K, n), and let the layers have theirs."""
         self.W, self.b, self.centre = W, b, centre
         for layer, *own in zip(self.layers, W, b, centre, strict=True):
             layer.W, layer.b, layer.centre = own
@@ -83,7 +84,7 @@ class Stack:
         W = spd_solve(*assemble_W(moments, self.W, mu_over_nu, prox, kappa, self.target))
         centre = moments.mean_p()
         b = moments.z_sum / moments.count - (W @ centre[..., None]).squeeze(-1)
-        self._set_weights(W, b, centre)
+        self.set_weights(W, b, centre)
         torch.baddbmm(b[:, None], p, W.mT, out=self.r)
 
     def update_z(self) -> None:
