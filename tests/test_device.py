@@ -183,7 +183,7 @@ def test_mpi_sees_main_memory_alone(needs):
 
 
 def test_no_array_of_nodes_crosses_in_an_iteration(monkeypatch):
-    """Objective, momentum and scores are sums on the device: single numbers come over."""
+    """Objective, momentum and scores are sums on the device: three numbers at most come over at a time."""
     seen = []
     held = ADMMSolver._step
     with StandIn() as device:
@@ -198,7 +198,7 @@ def test_no_array_of_nodes_crosses_in_an_iteration(monkeypatch):
             given = ADMMSettings(**SMALL | CASES[case] | {"device": "cuda"}).checked()
             ADMMSolver(problem_of(case), given, LocalTransport()).run()
     assert len(seen) == 4 * 4
-    assert max((size for sizes in seen for size in sizes), default=0) <= 1
+    assert max((size for sizes in seen for size in sizes), default=0) <= 3
 
 
 def test_stacked_layers_find_the_bits_of_plain_torch_and_their_sums_cross_at_once(plain, monkeypatch):

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from cuda_emulator import Emulator, cases
+from cuda_emulator import Emulator, cases, sum_cases
 from stand_in_device import DEVICE, DeviceTensor, StandIn
 from test_device import CPU, assert_near, settings_of, train
 from test_grid import make_problem
@@ -20,6 +20,7 @@ from pdadmm.disk.storage import Blocks
 from pdadmm.kernels import gpu, gpu_launch, updates
 from pdadmm.parallel.transport import LocalTransport
 
+ALL = [*cases.ALL, *sum_cases.ALL]
 SMALL_RUN = {"acceleration": "none", "iterations": 2}
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the kernels for the CPU")
 
@@ -36,7 +37,7 @@ def emulated(emulator, monkeypatch) -> Emulator:
     return emulator
 
 
-@pytest.mark.parametrize(("check", "args"), cases.ALL)
+@pytest.mark.parametrize(("check", "args"), ALL)
 def test_kernel(emulated, check, args):
     check("cpu", *args)
 
@@ -71,7 +72,7 @@ def in_training(emulated, monkeypatch) -> Emulator:
 def test_every_kernel_ran(emulated, name):
     """Comes last: all kernels that the sources define were started by a test above."""
     missing = set(emulated.kernels(name)) - set(emulated.launched)
-    if len(emulated.launched) < len(cases.ALL):
+    if len(emulated.launched) < len(ALL):
         pytest.skip("only some of the tests above ran")
     assert not missing
 
@@ -81,6 +82,8 @@ def test_every_kernel_ran(emulated, name):
     [
         ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
         ({"form": "gradient", "dtype": "float32"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
+        ({"acceleration": "all-stages"}, {"square", "distance", "link", "movement", "extrapolate_q", "extrapolate_z"}),
+        ({"acceleration": "all-stages", "grid": "2x1", "dtype": "float32"}, {"link", "movement", "extrapolate_"}),
         ({"quantizer": Quantizer(bits=4)}, {"update_u", "codec_range", "codec_fit", "codec_encode"}),
         ({"quantizer": Quantizer(bits=1), "grid": "2x1"}, {"update_u", "codec_sums", "codec_encode", "codec_decode"}),
     ],
@@ -116,7 +119,7 @@ def test_a_stack_of_layers_takes_one_launch_of_each_kernel(in_training, monkeypa
     ("options", "kernels"),
     [
         ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
-        ({"first_layer": "gram", "acceleration": "all-stages"}, {"update_z", "assemble_p"}),
+        ({"first_layer": "gram", "acceleration": "all-stages"}, {"update_z", "assemble_p", "movement", "link"}),
         ({"form": "gradient", "first_layer": "gradient"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
     ],
 )

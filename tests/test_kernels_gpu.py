@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_emulator import cases
+from cuda_emulator import cases, sum_cases
 
 from pdadmm.kernels import cpu, gpu, gpu_launch
 from pdadmm.quantize import Codec, make_grid
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("check", "args"), cases.ALL)
+@pytest.mark.parametrize(("check", "args"), [*cases.ALL, *sum_cases.ALL])
 def test_kernel(monkeypatch, check, args):
     cases.plain_codec(monkeypatch)
     check("cuda", *args)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pdadmm.admm.shard import WHOLE, Shard
+from pdadmm.kernels.fused import updates_for
 
-__all__ = ["ACCELERATIONS", "Momentum", "next_step"]
+__all__ = ["ACCELERATIONS", "Momentum", "extrapolate_", "extrapolate_q_", "extrapolate_z_", "movement", "next_step"]
 
 # Name -> whether stage number k (from 0) is accelerated.
 ACCELERATIONS = {
@@ -28,6 +29,49 @@ def next_step(t: float) -> tuple[float, float]:
     """
     following = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t**2))
     return (t - 1.0) / following, following
+
+
+def movement(p: Tensor, q: Tensor, used: Tensor) -> float:
+    """Return |p - q|^2 + |q - used|^2, summed in float64; all (V, n)."""
+    fused = updates_for(p, q, used)
+    if fused is not None:
+        return fused.movement(p, q, used)
+    return float((p.double() - q).square().sum() + (q.double() - used).square().sum())
+
+
+def extrapolate_(x: Tensor, last: Tensor, beta: float) -> None:
+    """Set x to x + beta (x - last), and ``last`` to the old x; both (V, n).
+
+    Three roundings, in this order: the fused forms have the same bits.
+    """
+    fused = updates_for(x, last)
+    if fused is not None:
+        fused.extrapolate_(x, last, beta)
+        return
+    step = (x - last).mul_(beta)
+    last.copy_(x)
+    x.add_(step)
+
+
+def extrapolate_q_(used: Tensor, q: Tensor, last: Tensor, beta: float) -> None:
+    """Set ``used`` to q + beta (q - last), and ``last`` to q, which stays; all (V, n)."""
+    fused = updates_for(used, q, last)
+    if fused is not None:
+        fused.extrapolate_q_(used, q, last, beta)
+        return
+    torch.sub(q, last, out=used).mul_(beta).add_(q)
+    last.copy_(q)
+
+
+def extrapolate_z_(z: Tensor, last: Tensor, r: Tensor, beta: float) -> None:
+    """Do ``extrapolate_`` of z and let r = z - a move along; all (V, n)."""
+    fused = updates_for(z, last, r)
+    if fused is not None:
+        fused.extrapolate_z_(z, last, r, beta)
+        return
+    r.sub_(z)
+    extrapolate_(z, last, beta)
+    r.add_(z)
 
 
 class Momentum:
@@ -52,17 +96,14 @@ class Momentum:
 
     def step(self, p: Tensor, q: Tensor, u: Tensor, restart: bool = False) -> None:
         """Take p, q and u of this iteration, as both sides know them, and extrapolate q and u."""
-        measure = float((p - q).square_().sum(dtype=torch.float64))
-        measure += float((q - self.q).square_().sum(dtype=torch.float64))
-        measure, restarts = self.shard.sums(measure, restart)
+        measure, restarts = self.shard.sums(movement(p, q, self.q), restart)
         restart = restarts > 0
         if restart or not measure < self.measure:
             self.t = 1.0
         self.measure = math.inf if restart else measure
         self.beta, self.t = next_step(self.t)
-        torch.sub(q, self.last_q, out=self.q).mul_(self.beta).add_(q)
-        self.last_q.copy_(q)
-        self._extrapolate_(u, self.last_u)
+        extrapolate_q_(self.q, q, self.last_q, self.beta)
+        extrapolate_(u, self.last_u, self.beta)
 
     def step_lower(self, own_q: Tensor, q: Tensor, z: Tensor, r: Tensor) -> None:
         """Extrapolate what the lower side alone has: its own q, and z with its residual r; after ``step``."""
@@ -70,9 +111,7 @@ class Momentum:
             torch.sub(self.q, q, out=self.own_q).add_(own_q)
         if self.last_z is None:
             self.last_z = z.clone()
-        r.sub_(z)
-        self._extrapolate_(z, self.last_z)
-        r.add_(z)
+        extrapolate_z_(z, self.last_z, r, self.beta)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs between two steps; on the upper side own_q and last_z mean nothing."""
@@ -88,9 +127,3 @@ class Momentum:
             setattr(self, name, value)
         if "own_q" not in state:
             self.own_q = self.q
-
-    def _extrapolate_(self, x: Tensor, last: Tensor) -> None:
-        """Set x to x + beta (x - last), and ``last`` to the old x."""
-        change = x - last
-        last.copy_(x)
-        x.add_(change, alpha=self.beta)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pdadmm.errors import InputError
-from pdadmm.kernels import updates as compiled
 from pdadmm.kernels.fused import updates_for
 
 __all__ = ["ACTIVATIONS", "PiecewiseLinear", "get_activation"]
@@ -60,8 +59,9 @@ class PiecewiseLinear:
 
     def squared_distance(self, q: Tensor, z: Tensor) -> float:
         """Return |q - f(z)|^2, summed in float64; both (V, n)."""
-        if compiled.takes(q, z):
-            return compiled.distance(q, z, self.negative_slope)
+        fused = updates_for(q, z)
+        if fused is not None:
+            return fused.distance(q, z, self.negative_slope)
         return float((q.double() - self(z)).square().sum())
 
     def update_z_(self, z: Tensor, r: Tensor, q: Tensor, prox_z: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pdadmm.admm.acceleration import movement
 from pdadmm.admm.layer import HiddenLayer, Terms, link_sums
 from pdadmm.admm.updates import (
     Moments,
@@ -204,7 +205,7 @@ class BlockUpdates:
         update_q_u_(q, old.u, p_next, z, self.activation, nu, rho)
         if not self.accelerate:
             return 0.0
-        return sum(float((x - q).square_().sum(dtype=torch.float64)) for x in (p_next, used))
+        return movement(p_next, q, used)
 
     def _add_terms(self, layer: int, state: State, r: Tensor, p_next: Tensor, beta: float, tally: Tally) -> Seen:
         """Add a hidden layer's terms; return z, q, u as the next iteration sees them, and move r along."""

@@ -28,7 +28,7 @@ from pdadmm.admm.updates import (
     update_W_gradient_,
 )
 from pdadmm.checkpoint import State
-from pdadmm.kernels import updates as fused
+from pdadmm.kernels.fused import updates_for
 from pdadmm.quantize import Grid
 
 __all__ = ["UPDATED", "FirstLayer", "HiddenLayer", "Layer", "Penalties", "Terms", "link_sums"]
@@ -68,17 +68,20 @@ class Terms:
 
 def squared_distance(x: Tensor, y: Tensor) -> float:
     """Return |x - y|^2, summed in float64."""
-    if fused.takes(x, y):
+    fused = updates_for(x, y)
+    if fused is not None:
         return fused.distance(x, y, negative_slope=1.0)
     return float((x.double() - y).square().sum())
 
 
 def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
     """Return |p - q|^2, <u, p - q> and |q|^2, summed in float64; all (V, n)."""
-    if fused.takes(p, q, u):
+    fused = updates_for(p, q, u)
+    if fused is not None:
         return fused.link_sums(p, q, u)
     gap = p.double() - q
-    return [squared_norm(gap), float((u.double() * gap).sum()), squared_norm(q)]
+    sums = gap.square().sum(), (u.double() * gap).sum(), q.double().square().sum()
+    return torch.stack(sums).tolist()  # one copy from a device
 
 
 class Layer(ABC):

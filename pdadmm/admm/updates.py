@@ -45,42 +45,42 @@ __all__ = [
 
 
 def cholesky(A: Tensor) -> Tensor:
-    """Return the Cholesky factor of A, NaN where A has none.
+    """Return the Cholesky factor of each matrix of A (..., n, n), NaN where it has none.
 
     NaN shows in the objective after the iteration, on every rank at once; an exception here would end one
     rank while the others wait for it.
     """
     factor, info = torch.linalg.cholesky_ex(A)
-    return factor.fill_(torch.nan) if int(info) else factor
+    if A.is_cpu and A.dim() == 2:
+        return factor.fill_(torch.nan) if int(info) else factor
+    return factor.masked_fill_((info != 0)[..., None, None], torch.nan)  # without waiting for a device
 
 
 def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    """Return (scale A + shift I)^-1 through its Cholesky factor, NaN where it has none; A is symmetric."""
-    if A.dim() > 2:
-        return torch.stack([spd_inverse(one, scale, shift) for one in A])
+    """Return (scale A + shift I)^-1 through its Cholesky factor, NaN where it has none; A (..., n, n) is symmetric."""
     if factor.takes(A):
-        inverse = factor.inverse(A, scale, shift)
-        return torch.full_like(A, torch.nan) if inverse is None else inverse
+        return factor.inverse(A, scale, shift)
     if (scale, shift) != (1.0, 0.0):
         A = scale * A
-        A.diagonal().add_(shift)
+        A.diagonal(dim1=-2, dim2=-1).add_(shift)
     return torch.cholesky_inverse(cholesky(A))
 
 
 def spd_solve(A: Tensor, B: Tensor) -> Tensor:
-    """Return B A^-1 for a symmetric positive definite A through its Cholesky factor, NaN where it has none."""
-    if A.dim() > 2:
-        return torch.stack([spd_solve(*pair) for pair in zip(A, B, strict=True)])
+    """Return B A^-1 for symmetric positive definite A through its Cholesky factor, NaN where it has none.
+
+    Shapes: A (..., n, n), B (..., m, n).
+    """
     if factor.takes(A, B):
-        solution = factor.solve(A, B)
-        return torch.full_like(B, torch.nan) if solution is None else solution
+        return factor.solve(A, B)
     return torch.cholesky_solve(B.mT, cholesky(A)).mT.contiguous()
 
 
 def squared_norm(x: Tensor) -> float:
     """Return |x|^2, summed in float64."""
-    if compiled.takes(x):
-        return compiled.square(x)
+    fused = updates_for(x)
+    if fused is not None:
+        return fused.square(x)
     return float(x.double().square().sum())
 
 

@@ -58,6 +58,18 @@ template <int W, typename T> __device__ __forceinline__ void store(T *to, const 
   *reinterpret_cast<Pack<T, W> *>(to) = pack;
 }
 
+// How many numbers a generic lambda takes at once.
+template <int N> struct Width {
+  static constexpr int value = N;
+};
+
+// f of a layer; NaN passes through, as it does in torch's clamp.
+template <typename T> __device__ __forceinline__ T activate(T z, T slope) {
+  if (slope == (T)1) return z;
+  if (slope == (T)0) return z < (T)0 ? (T)0 : z;
+  return z >= (T)0 ? z : slope * z;
+}
+
 // Reductions over groups of L neighbouring lanes; every lane gets the same bits. All 32 lanes of a warp take part.
 template <int L, typename T> __device__ __forceinline__ T group_sum(T x) {
 #pragma unroll

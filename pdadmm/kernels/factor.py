@@ -7,6 +7,7 @@ whether they may be called. torch.linalg is the reference, and what runs where t
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -32,26 +33,41 @@ def available() -> bool:
 
 
 def takes(*arrays: Tensor) -> bool:
-    """Whether the C functions handle these arrays, the matrix first: small, contiguous, in main memory, one type."""
-    return bool(_inverse) and len(arrays[0]) * arrays[0].element_size() <= LARGEST_ROW and fits(*arrays)
+    """Whether the C functions handle these arrays, the matrix first: small, contiguous, in main memory, one type.
+
+    Either all are one matrix or all are as many.
+    """
+    A = arrays[0]
+    small = bool(_inverse) and A.shape[-1] * A.element_size() <= LARGEST_ROW
+    return small and fits(*arrays) and all(x.shape[:-2] == A.shape[:-2] for x in arrays)
 
 
 def _padded(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 
 
-def inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor | None:
-    """Return (scale A + shift I)^-1 for a symmetric A (n, n); None where that is not positive definite."""
-    n, width = len(A), VECTOR // A.element_size()
-    out, work = torch.empty_like(A), torch.empty(2 * _padded(n, BLOCK) * _padded(n, width), dtype=A.dtype)
-    found = _inverse[A.dtype](A.data_ptr(), n, scale, shift, out.data_ptr(), work.data_ptr())
-    return out if found else None
+def inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """Return (scale A + shift I)^-1 for symmetric A (..., n, n), one after another; NaN where not positive definite."""
+    n, width, out = A.shape[-1], VECTOR // A.element_size(), torch.empty_like(A)
+    work = torch.empty(2 * _padded(n, BLOCK) * _padded(n, width), dtype=A.dtype)
+    for one, result in _matrices(A, out):
+        if not _inverse[A.dtype](one.data_ptr(), n, scale, shift, result.data_ptr(), work.data_ptr()):
+            result.fill_(torch.nan)
+    return out
 
 
-def solve(A: Tensor, B: Tensor) -> Tensor | None:
-    """Return B A^-1 for A (n, n) and B (m, n); None where A is not positive definite."""
-    n, width = len(A), VECTOR // A.element_size()
-    work = torch.empty(_padded(n, BLOCK) * (_padded(n, width) + _padded(len(B), width)), dtype=A.dtype)
-    out = torch.empty_like(B)
-    found = _solve[A.dtype](A.data_ptr(), B.data_ptr(), n, len(B), out.data_ptr(), work.data_ptr())
-    return out if found else None
+def solve(A: Tensor, B: Tensor) -> Tensor:
+    """Return B A^-1 for A (..., n, n) and B (..., m, n), one after another; NaN where A is not positive definite."""
+    (m, n), width, out = B.shape[-2:], VECTOR // A.element_size(), torch.empty_like(B)
+    work = torch.empty(_padded(n, BLOCK) * (_padded(n, width) + _padded(m, width)), dtype=A.dtype)
+    for one, right, result in _matrices(A, B, out):
+        if not _solve[A.dtype](one.data_ptr(), right.data_ptr(), n, m, result.data_ptr(), work.data_ptr()):
+            result.fill_(torch.nan)
+    return out
+
+
+def _matrices(*arrays: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Return the matrices of arrays with as many each, side by side."""
+    if arrays[0].dim() == 2:
+        return (arrays,)
+    return zip(*(x.flatten(0, -3) for x in arrays), strict=True)

@@ -14,7 +14,8 @@ __all__ = ["gpu_for", "updates_for"]
 def updates_for(*arrays: Tensor) -> Any:
     """Return pdadmm.kernels.updates or pdadmm.kernels.gpu, whichever takes these arrays; None where neither does.
 
-    update_z_, update_q_u_, update_u_, assemble_p_ and softmax_newton_ have the same arguments in both.
+    update_z_, update_q_u_, update_u_, assemble_p_, softmax_newton_, extrapolate_, extrapolate_q_, extrapolate_z_ and
+    the sums square, distance, link_sums, movement have the same arguments in both.
     """
     return updates if updates.takes(*arrays) else gpu_for(*arrays)
 

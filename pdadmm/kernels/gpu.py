@@ -1,7 +1,7 @@
 """Fused CUDA kernels of pdADMM-G on torch memory; each has an equal in plain torch, named in its docstring.
 
-Nothing here copies an array or waits for the device: work goes to torch's current stream. All arrays are
-contiguous and on one GPU, float32 or float64. Functions ending in ``_`` work in place.
+Nothing here copies an array or, but for the sums, waits for the device: work goes to torch's current stream. All arrays
+are contiguous and on one GPU, float32 or float64. Functions ending in ``_`` work in place.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from . import gpu_launch as run
 from .gpu_codec import decode, encode
 from .gpu_launch import available
 from .gpu_spmm import SpmmPlan, spmm
+from .gpu_sums import distance, link_sums, movement, square
 
 __all__ = [
-    "MAX_CLASSES", "SpmmPlan", "assemble_p_", "available", "decode", "encode", "softmax_newton_", "spmm", "step_p_",
+    "MAX_CLASSES", "SpmmPlan", "assemble_p_", "available", "decode", "distance", "encode", "extrapolate_",
+    "extrapolate_q_", "extrapolate_z_", "link_sums", "movement", "softmax_newton_", "spmm", "square", "step_p_",
     "takes", "update_q_u_", "update_u_", "update_z_",
 ]  # fmt: skip
 
@@ -63,6 +65,24 @@ def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
     """Add rho q - u to ``right``, the right-hand side of the exact p-update, in one pass; all (V, m)."""
     run.check(right, q=q, u=u)
     _elementwise("assemble_p", (right, q, u), rho)
+
+
+def extrapolate_(x: Tensor, last: Tensor, beta: float) -> None:
+    """Set x to x + beta (x - last) and ``last`` to the old x, in one pass, with plain torch's bits; both (V, n)."""
+    run.check(x, last=last)
+    _elementwise("extrapolate", (x, last), beta)
+
+
+def extrapolate_q_(used: Tensor, q: Tensor, last: Tensor, beta: float) -> None:
+    """Set ``used`` to q + beta (q - last) and ``last`` to q, in one pass, with plain torch's bits; all (V, n)."""
+    run.check(used, q=q, last=last)
+    _elementwise("extrapolate_q", (used, q, last), beta)
+
+
+def extrapolate_z_(z: Tensor, last: Tensor, r: Tensor, beta: float) -> None:
+    """Do ``extrapolate_`` of z and move r = z - a along, in one pass, with plain torch's bits; all (V, n)."""
+    run.check(z, last=last, r=r)
+    _elementwise("extrapolate_z", (z, last, r), beta)
 
 
 def _elementwise(kernel: str, arrays: tuple[Tensor, ...], *scalars: float) -> None:

@@ -19,7 +19,7 @@ from ..errors import InputError
 
 __all__ = ["NVRTC_OPTIONS", "OPTIONS", "SOURCES", "available", "compiled", "lacking", "launch", "source", "try_out"]
 
-SOURCES = ("updates", "newton", "scale", "codec", "spmm")
+SOURCES = ("updates", "sums", "newton", "scale", "codec", "spmm")
 # No contraction to fused multiply-adds, no flush of subnormal numbers: the results are those of plain torch on the CPU.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
 NVRTC_OPTIONS = ("-default-device", *OPTIONS)  # up to CUDA 13.1 it takes functions that say nothing for the host's

@@ -11,7 +11,7 @@
 
 enum { MAX_CLASSES = 512, MAX_NEWTON_STEPS = 100 };
 
-EXPORT int pdadmm_updates_interface(void) { return 3; }
+EXPORT int pdadmm_updates_interface(void) { return 4; }
 
 /* z <- argmin (z-a)^2 + (q-f(z))^2 + prox (z-z_old)^2 and r <- z - a; f has `slope` below 0 and 1 above.
    r may be a itself: no element is read after it was written. */
@@ -88,6 +88,45 @@ DEFINE_UPDATE_U(double, pdadmm_update_u_float64)
 
 DEFINE_ASSEMBLE_P(float, pdadmm_assemble_p_float32)
 DEFINE_ASSEMBLE_P(double, pdadmm_assemble_p_float64)
+
+/* Nesterov extrapolation, rounded after each operation as in plain torch: x <- x + beta (x - last), last <- the old x;
+   of q it goes to `used`, and q stays; r = z - a moves along with z. */
+#define DEFINE_EXTRAPOLATE(REAL, SUFFIX)                                                                          \
+  CLONES static void x_##SUFFIX(REAL *restrict x, REAL *restrict last, int64_t count, REAL beta) {                \
+    for (int64_t i = 0; i < count; i++) {                                                                         \
+      const REAL old = x[i];                                                                                      \
+      x[i] = (old - last[i]) * beta + old;                                                                        \
+      last[i] = old;                                                                                              \
+    }                                                                                                             \
+  }                                                                                                               \
+  CLONES static void q_##SUFFIX(REAL *restrict used, const REAL *restrict q, REAL *restrict last, int64_t count,  \
+                                REAL beta) {                                                                      \
+    for (int64_t i = 0; i < count; i++) {                                                                         \
+      used[i] = (q[i] - last[i]) * beta + q[i];                                                                   \
+      last[i] = q[i];                                                                                             \
+    }                                                                                                             \
+  }                                                                                                               \
+  CLONES static void z_##SUFFIX(REAL *restrict z, REAL *restrict last, REAL *restrict r, int64_t count,           \
+                                REAL beta) {                                                                      \
+    for (int64_t i = 0; i < count; i++) {                                                                         \
+      const REAL old = z[i], moved = (old - last[i]) * beta + old;                                                \
+      r[i] = r[i] - old + moved;                                                                                  \
+      z[i] = moved;                                                                                               \
+      last[i] = old;                                                                                              \
+    }                                                                                                             \
+  }                                                                                                               \
+  EXPORT void pdadmm_extrapolate_##SUFFIX(REAL *x, REAL *last, int64_t count, double beta) {                      \
+    x_##SUFFIX(x, last, count, (REAL)beta);                                                                       \
+  }                                                                                                               \
+  EXPORT void pdadmm_extrapolate_q_##SUFFIX(REAL *used, const REAL *q, REAL *last, int64_t count, double beta) {  \
+    q_##SUFFIX(used, q, last, count, (REAL)beta);                                                                 \
+  }                                                                                                               \
+  EXPORT void pdadmm_extrapolate_z_##SUFFIX(REAL *z, REAL *last, REAL *r, int64_t count, double beta) {           \
+    z_##SUFFIX(z, last, r, count, (REAL)beta);                                                                    \
+  }
+
+DEFINE_EXTRAPOLATE(float, float32)
+DEFINE_EXTRAPOLATE(double, float64)
 
 /* The system A and right-hand side R of the exact W-update from sums over `count` nodes: centred, with the ridge and
    the weight of W_old, which is prox and a share of the rounding of pp's diagonal; `target` may be NULL. */
@@ -171,11 +210,31 @@ enum { LANES = 16 };
     }                                                                                                             \
     sums[0] = add_lanes_##SUFFIX(gaps), sums[1] = add_lanes_##SUFFIX(duals), sums[2] = add_lanes_##SUFFIX(squares); \
   }                                                                                                               \
+  /* |p - q|^2 + |q - used|^2 */                                                                                  \
+  CLONES static double movement_##SUFFIX(const REAL *restrict p, const REAL *restrict q,                          \
+                                        const REAL *restrict used, int64_t count) {                               \
+    double lane[LANES] = {0};                                                                                     \
+    int64_t i = 0;                                                                                                \
+    for (; i + LANES <= count; i += LANES)                                                                        \
+      for (int j = 0; j < LANES; j++) {                                                                           \
+        const double gap = (double)p[i + j] - (double)q[i + j], moved = (double)q[i + j] - (double)used[i + j];   \
+        lane[j] += gap * gap + moved * moved;                                                                     \
+      }                                                                                                           \
+    for (; i < count; i++) {                                                                                      \
+      const double gap = (double)p[i] - (double)q[i], moved = (double)q[i] - (double)used[i];                     \
+      lane[0] += gap * gap + moved * moved;                                                                       \
+    }                                                                                                             \
+    return add_lanes_##SUFFIX(lane);                                                                              \
+  }                                                                                                               \
   EXPORT void pdadmm_distance_##SUFFIX(const REAL *q, const REAL *z, int64_t count, double slope, double *sums) { \
     sums[0] = distance_##SUFFIX(q, z, count, (REAL)slope);                                                        \
   }                                                                                                               \
   EXPORT void pdadmm_square_##SUFFIX(const REAL *x, int64_t count, double *sums) {                                \
     sums[0] = square_##SUFFIX(x, count);                                                                          \
+  }                                                                                                               \
+  EXPORT void pdadmm_movement_##SUFFIX(const REAL *p, const REAL *q, const REAL *used, int64_t count,             \
+                                      double *sums) {                                                             \
+    sums[0] = movement_##SUFFIX(p, q, used, count);                                                               \
   }                                                                                                               \
   EXPORT void pdadmm_link_##SUFFIX(const REAL *p, const REAL *q, const REAL *u, int64_t count, double *sums) {    \
     link_##SUFFIX(p, q, u, count, sums);                                                                          \

@@ -1,10 +1,6 @@
 // The element-wise subproblems of pdADMM-G, each in one pass; references: pdadmm/admm/activations.py and updates.py.
 #include "common.h"
 
-template <int N> struct Width {
-  static constexpr int value = N;
-};
-
 // Calls body(offset, Width) once per thread: W numbers each, the thread at the end takes what is left one by one.
 template <int W, typename Body> __device__ __forceinline__ void sweep(index_t count, Body body) {
   index_t at = ((index_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
@@ -17,12 +13,6 @@ template <int W, typename Body> __device__ __forceinline__ void sweep(index_t co
 }
 
 // The comparisons below are written so that NaN passes through, as it does in torch's clamp.
-template <typename T> __device__ __forceinline__ T activate(T z, T slope) {
-  if (slope == (T)1) return z;
-  if (slope == (T)0) return z < (T)0 ? (T)0 : z;
-  return z >= (T)0 ? z : slope * z;
-}
-
 template <typename T> __device__ __forceinline__ T objective(T z, T s, T a, T q, T z_old, T prox) {
   T linear = z - a, active = q - s * z, moved = z - z_old;
   return linear * linear + active * active + prox * (moved * moved);
@@ -99,6 +89,51 @@ __device__ void assemble_p(T *right, const T *q, const T *u, index_t count, doub
   });
 }
 
+// x + beta (x - last), rounded after each operation as in plain torch.
+template <typename T> __device__ __forceinline__ T beyond(T x, T last, T beta) { return (x - last) * beta + x; }
+
+// x <- x + beta (x - last), last <- the old x.
+template <typename T, int W> __device__ void extrapolate(T *x, T *last, index_t count, double beta) {
+  sweep<W>(count, [=](index_t at, auto width) {
+    constexpr int N = decltype(width)::value;
+    auto x_ = load<N>(x + at), last_ = load<N>(last + at);
+    store<N>(last + at, x_);
+#pragma unroll
+    for (int i = 0; i < N; i++) x_[i] = beyond(x_[i], last_[i], (T)beta);
+    store<N>(x + at, x_);
+  });
+}
+
+// used <- q + beta (q - last), last <- q; q stays.
+template <typename T, int W>
+__device__ void extrapolate_q(T *used, const T *q, T *last, index_t count, double beta) {
+  sweep<W>(count, [=](index_t at, auto width) {
+    constexpr int N = decltype(width)::value;
+    auto q_ = load<N>(q + at), last_ = load<N>(last + at);
+    store<N>(last + at, q_);
+#pragma unroll
+    for (int i = 0; i < N; i++) q_[i] = beyond(q_[i], last_[i], (T)beta);
+    store<N>(used + at, q_);
+  });
+}
+
+// As extrapolate, of z; r = z - a moves along.
+template <typename T, int W> __device__ void extrapolate_z(T *z, T *last, T *r, index_t count, double beta) {
+  sweep<W>(count, [=](index_t at, auto width) {
+    constexpr int N = decltype(width)::value;
+    auto z_ = load<N>(z + at), last_ = load<N>(last + at), r_ = load<N>(r + at);
+    store<N>(last + at, z_);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      T moved = beyond(z_[i], last_[i], (T)beta);
+      r_[i] = r_[i] - z_[i] + moved;
+      z_[i] = moved;
+    }
+    store<N>(z + at, z_);
+    store<N>(r + at, r_);
+  });
+}
+
 #define ELEMENTWISE(T, W)                                                                                        \
   KERNEL(update_z_##T##_##W, T *z, T *r, const T *a, const T *q, index_t count, double prox, double slope) {     \
     update_z<T, W>(z, r, a, q, count, prox, slope);                                                              \
@@ -112,6 +147,15 @@ __device__ void assemble_p(T *right, const T *q, const T *u, index_t count, doub
   }                                                                                                              \
   KERNEL(assemble_p_##T##_##W, T *right, const T *q, const T *u, index_t count, double rho) {                    \
     assemble_p<T, W>(right, q, u, count, rho);                                                                   \
+  }                                                                                                              \
+  KERNEL(extrapolate_##T##_##W, T *x, T *last, index_t count, double beta) {                                     \
+    extrapolate<T, W>(x, last, count, beta);                                                                     \
+  }                                                                                                              \
+  KERNEL(extrapolate_q_##T##_##W, T *used, const T *q, T *last, index_t count, double beta) {                    \
+    extrapolate_q<T, W>(used, q, last, count, beta);                                                             \
+  }                                                                                                              \
+  KERNEL(extrapolate_z_##T##_##W, T *z, T *last, T *r, index_t count, double beta) {                             \
+    extrapolate_z<T, W>(z, last, r, count, beta);                                                                \
   }
 ELEMENTWISE(float, 4)
 ELEMENTWISE(float, 1)

@@ -1,5 +1,5 @@
 """Loader of the fused C updates (updates.c): z with r, q with u, the p-update's right side, the W-update's system,
-Newton for z_L, the sums of the objective.
+Newton for z_L, the extrapolation, the sums of the objective.
 
 Each function works on contiguous CPU tensors of one type, float32 or float64; ``takes`` says whether it
 may be called. The torch forms in pdadmm.admm are the reference, and what runs where the library was not built.
@@ -21,7 +21,11 @@ __all__ = [
     "assemble_p_",
     "available",
     "distance",
+    "extrapolate_",
+    "extrapolate_q_",
+    "extrapolate_z_",
     "link_sums",
+    "movement",
     "softmax_newton_",
     "square",
     "takes",
@@ -30,7 +34,7 @@ __all__ = [
     "update_z_",
 ]
 
-INTERFACE = 3  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
+INTERFACE = 4  # must equal pdadmm_updates_interface() in updates.c: a stale build is not used
 SMALLEST_SHARE = 1 << 16  # elements that are worth a thread of their own
 SUMMED_AT_ONCE = 1 << 20  # elements of a partial sum: fixed, so that the number of threads leaves no trace
 
@@ -41,9 +45,13 @@ _SIGNATURES: dict[str, list[Any]] = {
     "update_u": [_POINTER] * 3 + [_LONG, _DOUBLE],
     "assemble_p": [_POINTER] * 3 + [_LONG, _DOUBLE],
     "assemble_W": [_POINTER] * 6 + [_LONG] * 2 + [_DOUBLE] * 4 + [_POINTER] * 2,
+    "extrapolate": [_POINTER] * 2 + [_LONG, _DOUBLE],
+    "extrapolate_q": [_POINTER] * 3 + [_LONG, _DOUBLE],
+    "extrapolate_z": [_POINTER] * 3 + [_LONG, _DOUBLE],
     "distance": [_POINTER] * 2 + [_LONG, _DOUBLE, _POINTER],
     "square": [_POINTER, _LONG, _POINTER],
     "link": [_POINTER] * 3 + [_LONG, _POINTER],
+    "movement": [_POINTER] * 3 + [_LONG, _POINTER],
     "newton": [_POINTER] * 2 + [_DOUBLE] + [_POINTER] + [_LONG] * 2,
 }
 
@@ -105,6 +113,21 @@ def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
     _elementwise("assemble_p", (right, q, u), rho)
 
 
+def extrapolate_(x: Tensor, last: Tensor, beta: float) -> None:
+    """Set x to x + beta (x - last) and ``last`` to the old x, with plain torch's bits; both (V, n)."""
+    _elementwise("extrapolate", (x, last), beta)
+
+
+def extrapolate_q_(used: Tensor, q: Tensor, last: Tensor, beta: float) -> None:
+    """Set ``used`` to q + beta (q - last) and ``last`` to q, with plain torch's bits; all (V, n)."""
+    _elementwise("extrapolate_q", (used, q, last), beta)
+
+
+def extrapolate_z_(z: Tensor, last: Tensor, r: Tensor, beta: float) -> None:
+    """Do ``extrapolate_`` of z and move r = z - a along, with plain torch's bits; all (V, n)."""
+    _elementwise("extrapolate_z", (z, last, r), beta)
+
+
 def assemble_W(
     sums: tuple[Tensor, Tensor, Tensor, Tensor],
     count: int,
@@ -154,6 +177,11 @@ def distance(q: Tensor, z: Tensor, negative_slope: float) -> float:
 def link_sums(p: Tensor, q: Tensor, u: Tensor) -> list[float]:
     """Return |p - q|^2, <u, p - q> and |q|^2; all (V, n)."""
     return _sums("link", (p, q, u))
+
+
+def movement(p: Tensor, q: Tensor, used: Tensor) -> float:
+    """Return |p - q|^2 + |q - used|^2; all (V, n)."""
+    return _sums("movement", (p, q, used))[0]
 
 
 def softmax_newton_(z: Tensor, a: Tensor, y: Tensor, nu: float) -> bool:
