@@ -1,7 +1,7 @@
 """CUDA graphs without a GPU: what is done while one is recorded is undone, and done again with each replay.
 
-As on a GPU, an array that is made while recording keeps its place, and holds nothing until the first replay; a replay sees
-nothing of Python; and a number that is asked for while recording is an error.
+As on a GPU, an array that is made while recording keeps its place, and holds nothing until the first replay; a replay
+sees nothing of Python; and a number that is asked for while recording is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ["Graph", "recording"]
 
 aten = torch.ops.aten
-ASKING = (aten._local_scalar_dense.default, aten._to_copy.default)  # of numbers, and of arrays on another device
+ASKING = aten._local_scalar_dense.default  # of a number
 
 
 class Graph:
@@ -81,18 +81,24 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in ASKING:
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore about it")
         given = tensors((args, tuple(kwargs.values())))
         for x in given:
             self.graph.keep(x)
         result = function(*args, **kwargs)
+        crosses = len({isinstance(x, DeviceTensor) for x in (*given, *tensors(result)) if x.dim()}) > 1
+        if function is ASKING or crosses:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore about it")
         places = {storage(x).data_ptr() for x in given}
         fresh = [storage(x).data_ptr() not in places for x in tensors(result)]
         self.graph.made |= {storage(x).data_ptr(): storage(x) for x, own in zip(tensors(result), fresh) if own}
 
+        if torch.Tag.inplace_view in function.tags:  # nothing but shapes, which the views below have kept
+            return result
+        target, views = mapped(tensors(result), view), mapped(args, view)
+        named = {name: mapped(x, view) for name, x in kwargs.items()}
+
         def again() -> None:
-            for x, y, own in zip(tensors(result), tensors(function(*args, **kwargs)), fresh, strict=True):
+            for x, y, own in zip(target, tensors(function(*views, **named)), fresh, strict=True):
                 if own:
                     x.copy_(y)
 
@@ -104,6 +110,13 @@ def storage(x: torch.Tensor) -> torch.Tensor:
     """Return all bytes of the memory that an array lies in."""
     inner = x.inner if isinstance(x, DeviceTensor) else x
     return torch.empty(0, dtype=torch.uint8).set_(inner.untyped_storage())
+
+
+def view(x: Any) -> Any:
+    """Return an array as it is now: its own shape may change."""
+    if isinstance(x, DeviceTensor):
+        return DeviceTensor(view(x.inner))
+    return x.as_strided(x.shape, x.stride(), x.storage_offset()) if isinstance(x, torch.Tensor) else x
 
 
 def tensors(x: Any) -> list[torch.Tensor]:

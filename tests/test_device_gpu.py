@@ -10,6 +10,8 @@ from test_disk_training import close
 from thread_transport import run_ranks
 
 from pdadmm import PDADMMG, PDADMMGQ, csbm
+from pdadmm.admm import replay
+from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.stack import SETTING, Stack
 from pdadmm.cli import main
@@ -52,6 +54,22 @@ def test_stacked_layers_find_the_numbers_of_one_after_the_other(monkeypatch):
         runs.append(train_rank(problem_of("default"), given, LocalTransport()))
         network = ADMMSolver(problem_of("default"), given, LocalTransport()).builder.begin(0, 6)
         assert any(isinstance(unit, Stack) for unit in network.units) == (setting == "1")
+    assert_near(*runs, tolerance("default"))
+
+
+@pytest.mark.parametrize("first_layer", FIRST_LAYERS)
+def test_iterations_repeated_as_a_graph_find_the_numbers_of_launched_ones(monkeypatch, caplog, first_layer):
+    if not gpu.available(GPU):
+        pytest.skip(gpu_launch.lacking(GPU))
+    parameters = {"layers": 6, "stages": (6,), "acceleration": "none", "iterations": 12, "first_layer": first_layer}
+    made, runs = [], []
+    new_graph = replay.new_graph
+    monkeypatch.setattr(replay, "new_graph", lambda: made.append(new_graph()) or made[-1])
+    for setting in ("1", "0"):
+        monkeypatch.setenv(replay.SETTING, setting)
+        runs.append(train_rank(problem_of("default"), settings_of("cuda", "1x1", parameters), LocalTransport()))
+    assert len(made) == 1
+    assert not caplog.messages  # of a graph that is not used
     assert_near(*runs, tolerance("default"))
 
 
