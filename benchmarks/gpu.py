@@ -36,7 +36,7 @@ from pdadmm.augment.device import propagate_on
 from pdadmm.kernels import gpu
 from pdadmm.quantize import Codec, make_grid
 
-NU, RHO, PROX = 0.3, 1.0, 0.1
+NU, RHO, PROX, BETA = 0.3, 1.0, 0.1, 0.43
 
 
 def milliseconds(call, repeat: int) -> list[float]:
@@ -99,7 +99,42 @@ def updates(table: Table, V: int, n: int) -> None:
     near(p, before.sub_(a / tau))
     del before
     table.add("step_p_", lambda: gpu.step_p_(p, r, a, q, NU, RHO), 6 * size)
+    sums(table, (p, q, u, z), size)
+    extrapolation(table, (q, u, z, r, p), size)
     table.add("update_z in plain torch", lambda: torch.sub(relu.minimise(a, q, z, PROX), a, out=r), 5 * size)
+
+
+def sums(table: Table, arrays: tuple[torch.Tensor, ...], size: float) -> None:
+    """The sums of the objective and of the extrapolation; their numbers come over, so a call waits for the device."""
+    p, q, u, z = few = [x[:1000] for x in arrays]
+    found = [gpu.square(q), gpu.distance(q, z, 0.0), *gpu.link_sums(p, q, u), gpu.movement(p, q, z)]
+    p, q, u, z = (x.double() for x in few)
+    gap, active = p - q, q - ACTIVATIONS["relu"](z)
+    terms = (q * q, active * active, gap * gap, u * gap, q * q, gap * gap + (q - z).square())
+    near(torch.tensor(found, dtype=q.dtype), torch.stack([x.sum() for x in terms]).cpu(), 1e-10)
+    p, q, u, z = arrays
+    table.add("square", lambda: gpu.square(q), size)
+    table.add("distance", lambda: gpu.distance(q, z, 0.0), 2 * size)
+    table.add("link_sums", lambda: gpu.link_sums(p, q, u), 3 * size)
+    table.add("movement", lambda: gpu.movement(p, q, z), 3 * size)
+
+
+def extrapolation(table: Table, arrays: tuple[torch.Tensor, ...], size: float) -> None:
+    """The extrapolation of q, of u and of z with r."""
+    q, u, z, r, last = arrays
+    expected = (q - last).mul_(BETA).add_(q)
+    gpu.extrapolate_q_(r, q, last.clone(), BETA)
+    near(r, expected)
+    q_ = q.clone()
+    gpu.extrapolate_(q_, last.clone(), BETA)
+    near(q_, expected)
+    gpu.extrapolate_z_(q_.copy_(q), last.clone(), r.zero_(), BETA)
+    near(q_.sub_(q), r)
+    near(q.add(r), expected)
+    del expected, q_
+    table.add("extrapolate_q_", lambda: gpu.extrapolate_q_(r, q, last, BETA), 4 * size)
+    table.add("extrapolate_", lambda: gpu.extrapolate_(u, last, BETA), 4 * size)
+    table.add("extrapolate_z_", lambda: gpu.extrapolate_z_(z, last, r, BETA), 6 * size)
 
 
 def newton(table: Table, V: int, C: int) -> None:

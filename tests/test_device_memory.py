@@ -192,7 +192,8 @@ def test_bytes_are_those_of_the_formula(blocks_of, monkeypatch):
         monkeypatch.setattr(ADMMSolver, "_step", step)
         told = PDADMMG(**SMALL | more | ON_DEVICE).fit(GRAPH).summary_
     assert told["device_bytes_per_iteration"] == 2 * state + row * V
-    assert crossed[1:4] == [2 * state // 4 + (10 + 1) * V] * 3  # numbers, and nothing beside them
+    sums = 3 * 3 * -(-V // 7)  # three together, for three boundaries in each block
+    assert crossed[1:4] == [2 * state // 4 + (10 + 1) * V + sums] * 3  # numbers, and nothing beside them
     assert told["bytes_from_device"] == 5 * state
     # X also for the factor and the first sums, and twice of all labelled nodes, to score them
     assert told["bytes_to_device"] == 4 * state + 5 * row * V + 2 * 40 * V + 2 * row * N

@@ -6,7 +6,8 @@ import pytest
 import torch
 from cuda_emulator import cases, sum_cases
 
-from pdadmm.kernels import cpu, gpu, gpu_launch
+from pdadmm.admm.updates import cholesky
+from pdadmm.kernels import cpu, gpu, gpu_launch, gpu_sums
 from pdadmm.quantize import Codec, make_grid
 
 WHY = gpu_launch.lacking(torch.device("cuda", 0))
@@ -27,7 +28,7 @@ def wide_inputs(V: int = 3000, n: int = 100) -> list[torch.Tensor]:
 
 
 def one_of_each(arrays: list[torch.Tensor], packed: torch.Tensor) -> None:
-    """Start a z-, q-, u- and p-step, a message and its decoding, and a Newton solve."""
+    """Start a z-, q-, u- and p-step, a message and its decoding, a Newton solve, and the extrapolations."""
     z, r, a, q, u = arrays
     (V, n), grid = z.shape, make_grid("column", 1)
     gpu.update_z_(z, r, a, q, 0.1)
@@ -36,6 +37,9 @@ def one_of_each(arrays: list[torch.Tensor], packed: torch.Tensor) -> None:
     gpu.encode(u, r, r, packed, V, n, grid, True, (1, 2), 0)
     gpu.decode(packed, a, True, V, n, grid)
     gpu.softmax_newton_(z, a, torch.zeros(V, dtype=torch.int64, device="cuda"), 0.3)
+    gpu.extrapolate_q_(r, q, z, 0.4)
+    gpu.extrapolate_z_(z, a, u, 0.4)
+    gpu.extrapolate_(q, u, 0.4)
 
 
 def test_a_graph_captures_the_kernels_and_replays_them():
@@ -71,6 +75,40 @@ def test_work_goes_to_the_current_stream():
     torch.testing.assert_close(late, expected)
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_sums_of_large_arrays_have_the_same_bits_each_time(dtype):
+    """More numbers than the blocks take in one stride; beside another kernel, and for arrays that start elsewhere."""
+    count = 3 * gpu_sums.BLOCKS * gpu_launch.THREADS * gpu_sums.PACKS * 4 + 1237
+    p, q, u, z = given = [torch.randn(count, dtype=dtype, device="cuda") for _ in range(4)]
+    found = sum_cases.found_sums(*given, 0.01)
+    expected = sum_cases.expected_sums(*given, 0.01)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-13 * max(expected))
+    moved = [torch.empty(count + 1, dtype=dtype, device="cuda")[1:].copy_(x) for x in given]
+    stream, other = torch.cuda.Stream(), torch.zeros(1 << 26, device="cuda")
+    torch.cuda.synchronize()
+    for arrays in (given, given, moved):
+        with torch.cuda.stream(stream):
+            for _ in range(20):
+                other.add_(1.0)
+        assert sum_cases.found_sums(*arrays, 0.01) == found
+    assert gpu.link_sums(p, p, u)[:2] == [0.0, 0.0]
+    assert gpu.distance(q, q, 1.0) == gpu.movement(z, z, z) == 0.0
+
+
+@pytest.mark.parametrize("batch", [(), (4,)])
+def test_a_factor_does_not_wait_for_the_device(batch):
+    A = torch.eye(40).repeat(*batch, 1, 1) + 0.1
+    A[(0,) * len(batch)][3, 3] = -1.0
+    there = A.cuda()
+    cholesky(there)  # starts cuSOLVER
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = cholesky(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), cholesky(A), equal_nan=True)
+
+
 def test_the_message_is_that_of_the_c_codec():
     if not cpu.available():
         pytest.skip("the C kernels are not built")
@@ -97,6 +135,8 @@ def test_more_numbers_than_32_bits_count():
     p = torch.full((count,), 3.0, device="cuda")
     gpu.update_u_(u, p, u, 2.0)
     assert bool((u == 5.0).all())
+    assert gpu.square(u) == 25.0 * count
+    assert gpu.movement(p, u, p) == 8.0 * count
     grid, columns = make_grid("message", 4), 1
     u[-1] = 20.0
     packed = torch.empty(Codec(grid).nbytes((count,)), dtype=torch.uint8, device="cuda")

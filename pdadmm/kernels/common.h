@@ -63,11 +63,10 @@ template <int N> struct Width {
   static constexpr int value = N;
 };
 
-// f of a layer; NaN passes through, as it does in torch's clamp.
+// f of a layer, without a branch; NaN passes through, and minus infinity becomes 0 where torch's clamp has it so.
 template <typename T> __device__ __forceinline__ T activate(T z, T slope) {
-  if (slope == (T)1) return z;
-  if (slope == (T)0) return z < (T)0 ? (T)0 : z;
-  return z >= (T)0 ? z : slope * z;
+  T below = slope == (T)0 ? (T)0 : slope * z;
+  return z < (T)0 ? below : z;
 }
 
 // Reductions over groups of L neighbouring lanes; every lane gets the same bits. All 32 lanes of a warp take part.

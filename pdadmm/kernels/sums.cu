@@ -5,12 +5,18 @@
 
 // Calls add(at, Width) for all numbers, 16 bytes of them at a time, and writes one partial sum of each kind a block,
 // those of a kind behind one another. W numbers are read at once: W = 1 where an array does not start at 16 bytes.
-template <typename T, int W, int KINDS, typename Add>
+// A thread takes AHEAD steps at a time, so that numbers of the next are read before those of the last are added.
+template <typename T, int W, int AHEAD, int KINDS, typename Add>
 __device__ __forceinline__ void sum(index_t count, double *partial, double (&sums)[KINDS], Add add) {
   constexpr int PACK = 16 / sizeof(T);
   index_t first = (index_t)blockIdx.x * 256 + threadIdx.x, packs = count / PACK, step = (index_t)gridDim.x * 256;
-#pragma unroll 4
-  for (index_t i = first; i < packs; i += step) {
+  index_t i = first;
+  for (; i + (AHEAD - 1) * step < packs; i += AHEAD * step) {
+#pragma unroll
+    for (int j = 0; j < AHEAD * PACK; j += W) add((i + j / PACK * step) * PACK + j % PACK, Width<W>());
+  }
+#pragma unroll 1
+  for (; i < packs; i += step) {
 #pragma unroll
     for (int j = 0; j < PACK; j += W) add(i * PACK + j, Width<W>());
   }
@@ -32,7 +38,7 @@ __device__ __forceinline__ void sum(index_t count, double *partial, double (&sum
 // |x|^2
 template <typename T, int W> __device__ void square(const T *x, index_t count, double *partial) {
   double sums[1] = {0.0};
-  sum<T, W>(count, partial, sums, [&](index_t at, auto width) {
+  sum<T, W, 4>(count, partial, sums, [&](index_t at, auto width) {
     constexpr int N = decltype(width)::value;
     auto x_ = load<N>(x + at);
 #pragma unroll
@@ -44,7 +50,7 @@ template <typename T, int W> __device__ void square(const T *x, index_t count, d
 template <typename T, int W>
 __device__ void distance(const T *q, const T *z, index_t count, double slope, double *partial) {
   double sums[1] = {0.0};
-  sum<T, W>(count, partial, sums, [&](index_t at, auto width) {
+  sum<T, W, 2>(count, partial, sums, [&](index_t at, auto width) {
     constexpr int N = decltype(width)::value;
     auto q_ = load<N>(q + at), z_ = load<N>(z + at);
 #pragma unroll
@@ -59,7 +65,7 @@ __device__ void distance(const T *q, const T *z, index_t count, double slope, do
 template <typename T, int W>
 __device__ void link(const T *p, const T *q, const T *u, index_t count, double *partial) {
   double sums[3] = {0.0, 0.0, 0.0};
-  sum<T, W>(count, partial, sums, [&](index_t at, auto width) {
+  sum<T, W, 2>(count, partial, sums, [&](index_t at, auto width) {
     constexpr int N = decltype(width)::value;
     auto p_ = load<N>(p + at), q_ = load<N>(q + at), u_ = load<N>(u + at);
 #pragma unroll
@@ -76,7 +82,7 @@ __device__ void link(const T *p, const T *q, const T *u, index_t count, double *
 template <typename T, int W>
 __device__ void movement(const T *p, const T *q, const T *used, index_t count, double *partial) {
   double sums[1] = {0.0};
-  sum<T, W>(count, partial, sums, [&](index_t at, auto width) {
+  sum<T, W, 2>(count, partial, sums, [&](index_t at, auto width) {
     constexpr int N = decltype(width)::value;
     auto p_ = load<N>(p + at), q_ = load<N>(q + at), used_ = load<N>(used + at);
 #pragma unroll

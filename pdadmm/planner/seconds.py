@@ -81,8 +81,8 @@ def _bits(coder: Coder) -> int:
 
 
 def _momentum(sweep, lower: bool) -> float:
-    """Passes of the extrapolation: measures, q and u on both sides; z and r on the lower one."""
-    return sweep(18) + (sweep(13) if lower else 0.0)
+    """Passes of the extrapolation: its measure, q and u on both sides; z and r on the lower one."""
+    return sweep(12) + (sweep(6) if lower else 0.0)
 
 
 def _exact(job: Job, V: int, m: int, n: int, machine: Machine) -> dict[str, float]:
