@@ -46,6 +46,7 @@ class Network:
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.active = bool(self.layers)
+        self.remote: list[Link] = []  # those of which another rank has the other side
         self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
             return
@@ -72,6 +73,7 @@ class Network:
             top.above.connect(self.transport, self.rank_above)
         if self.rank_below is not None:
             bottom.below.connect(self.transport, self.rank_below)
+        self.remote = [link for link in self._links() if link.remote]
 
     def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
         return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate, self.shard)
@@ -112,13 +114,24 @@ class Network:
         for layer in self.layers:
             mark("update W, b", layer.index + 1)
             layer.update_W_b(self.scratch)
+            self.start_messages(wait=False)
             mark("update z", layer.index + 1)
             layer.update_z()
+        self.start_messages()
         for layer in self.lowers:
             mark("wait for p", layer.index + 1)
             layer.above.wait_p()
             mark("update q, u", layer.index + 1)
             layer.update_q()
+        self.start_messages()
+
+    def start_messages(self, wait: bool = True) -> None:
+        """Start the messages that wait for this rank's device, before it waits for another rank.
+
+        Without ``wait`` only those that may start now. Without a device every message has started already.
+        """
+        for link in self.remote:
+            link.start_messages(wait)
 
     def finish(self) -> None:
         """Complete every message under way, so that both sides of each link agree; ``iterate`` may go on from here."""
