@@ -2,8 +2,9 @@
 
 mpiexec -n 4 python tests/mpi_device_messages.py [gpu]
 
-Without a GPU the device is the stand-in, whose memory any MPI can read and write. All runs must have the bits of the
-CPU's, and of p, q and moments the same bytes; on a GPU, with "gpu", the numbers of the staged run.
+Without a GPU the device is the stand-in, whose memory any MPI can read and write; its messages start, and its copies
+are done, when they are waited for and not before. All runs must have the bits of the CPU's, and of p, q and moments the
+same bytes; on a GPU, with "gpu", the numbers of the staged run.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 
 os.environ["PDADMM_KERNELS"] = "0"  # the device has plain torch, so must the CPU
 
+from direct_transport import Late
 from mpi4py import MPI
 from stand_in_device import DEVICE, DeviceTensor, StandIn
 from test_device import CASES, CPU, assert_near, assert_same, problem_of, settings_of, train_rank
 
-from pdadmm.admm import solver
+from pdadmm.admm import packet, solver
 from pdadmm.parallel import mpi
 from pdadmm.parallel.gpu_aware import SETTING, support
 from pdadmm.parallel.launch import make_transport
@@ -37,7 +39,7 @@ def stand_in() -> None:
         assert isinstance(buffer, DeviceTensor)
         return buffer.inner.data_ptr()
 
-    mpi.address_of = address_of
+    mpi.address_of, packet.side_stream = address_of, lambda device: Late()
 
 
 def chosen() -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_device import CASES, GRAPH, RUN, assert_near, problem_of, settings_of, train_rank
+from direct_transport import DirectThreads
+from test_device import CASES, GRAPH, RUN, assert_near, assert_same, problem_of, settings_of, train_rank
 from test_disk_training import close
-from thread_transport import run_ranks
+from thread_transport import ThreadTransport, run_ranks
 
 from pdadmm import PDADMMG, PDADMMGQ, csbm
 from pdadmm.admm import replay
 from pdadmm.admm.first_layer import FIRST_LAYERS
+from pdadmm.admm.packet import StagedPacket
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.stack import SETTING, Stack
 from pdadmm.cli import main
@@ -94,6 +96,45 @@ def test_ranks_share_gpus(case, grid):
     alone = train_rank(problem_of(case), settings_of("cuda", "1x1", CASES[case]), LocalTransport())
     ours = results[0][0][-1]["objective"]
     assert ours == pytest.approx(alone[0][-1]["objective"], rel=0.1 if "bits" in case else 1e-7)
+
+
+def without_bytes(results):
+    """Return the history, which tells what was sent, without that; and all ranks' weights."""
+    history = [{**row, "bytes": 0} for row in results[0][0]]
+    return history, {layer: pair for _, own in results for layer, pair in own.items()}
+
+
+@pytest.mark.parametrize("kind", [ThreadTransport, DirectThreads])
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", ["default", "gradient", "8 bits, stochastic"])
+def test_ranks_on_gpus_of_one_model_find_the_bits_of_one_process(case, ranks, kind):
+    """With the messages of each on a stream beside its work, staged and direct."""
+    given = settings_of("cuda", f"{ranks}x1", CASES[case])
+    results = run_ranks(ranks, lambda transport: train_rank(problem_of(case), given, transport), kind)
+    alone = train_rank(problem_of(case), settings_of("cuda", "1x1", CASES[case]), LocalTransport())
+    assert_same(without_bytes(results), without_bytes([alone]))
+
+
+def test_copies_wait_for_the_work_and_the_work_for_copies():
+    """The program waits for neither until MPI is to have a buffer."""
+    filled, found = (torch.zeros(1 << 18, device=GPU) for _ in range(2))
+    sent, came = StagedPacket(filled), StagedPacket(found)
+    delay, seen = 200_000_000, []  # cycles
+    for number in range(1, 5):
+        torch.cuda._sleep(delay)
+        filled.fill_(number)
+        sent.before_send()
+        assert not sent.released.query()
+        torch.cuda._sleep(delay)
+        seen.append(found.clone())  # the last reader
+        came.before_receive()
+        for packet in (sent, came):
+            packet.released.synchronize()
+        came.buffer.copy_(sent.buffer)  # MPI's part
+        came.after_receive()
+        assert not came.released.query()
+        seen.append(found.clone())
+    assert [x.unique().tolist() for x in seen] == [[n] for number in range(1, 5) for n in (number - 1, number)]
 
 
 @pytest.mark.parametrize("solver", [PDADMMG, PDADMMGQ])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from direct_transport import OWN, DirectThreads, wait_for_stream, watching
+from direct_transport import OWN, DirectThreads, Late, watching
 from mpi_launch import NEEDS_MPI, mpiexec
 from stand_in_device import DEVICE
 from test_device import (  # noqa: F401
@@ -48,12 +48,10 @@ def auto(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """Waiting for the stand-in is seen by it."""
-    held = packet.wait_for_stream
-    monkeypatch.setattr(
-        packet, "wait_for_stream", lambda device: (wait_for_stream if device == DEVICE else held)(device)
-    )
+def late(monkeypatch):
+    """No message of the stand-in may start before it is waited for, and no copy is done before."""
+    held = packet.side_stream
+    monkeypatch.setattr(packet, "side_stream", lambda device: Late() if device == DEVICE else held(device))
 
 
 # The same numbers

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from simulated_streams import Stream
 from stand_in_device import DEVICE, StandIn
 
 from pdadmm.disk.blocks import Traffic
@@ -41,34 +42,6 @@ def test_a_pass_may_end_before_the_last_row():
 
 
 # Streams, without a GPU: work that is done in any order that the events allow
-
-
-class Stream:
-    """Work that is done in its order, each piece at some time after it was asked for."""
-
-    def __init__(self) -> None:
-        self.work, self.done = [], 0
-
-    def record_event(self):
-        return self, len(self.work)
-
-    def wait_event(self, event) -> None:
-        self.work.append(event)
-
-    def wait_stream(self, other: Stream) -> None:
-        self.wait_event(other.record_event())
-
-    def step(self) -> bool:
-        """Do the next piece; False where there is none, or it waits for another stream."""
-        if self.done == len(self.work):
-            return False
-        piece = self.work[self.done]
-        if callable(piece):
-            piece()
-        elif piece[0].done < piece[1]:
-            return False
-        self.done += 1
-        return True
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -37,6 +37,9 @@ class Channel:
     the other direction, for the value itself; that message also brings u, which had been fed with it. Where the
     environment variable PDADMM_CHECKSUMS is 1, every message carries the hash.
 
+    On a device MPI may not have a message's buffer at once: ``send`` and ``post`` then put its start off, until
+    ``start``. Whoever goes on to wait for another rank must call that first, or both may wait for ever.
+
     ``key`` (seed, layer) seeds stochastic rounding together with the number of the message and those of the nodes,
     of which ``first_row`` is the first.
     """
@@ -50,6 +53,7 @@ class Channel:
         self.value = initial
         self.number = 0
         self.message: Message | None = None
+        self.put_off = False  # the message is to start once its buffer is released
         self.whole: Message | None = None  # a message with the value itself, after the ends differed
         self.differs = False  # receiver: ask for the value itself
         self.send_whole = False  # sender: the receiver asked
@@ -101,11 +105,27 @@ class Channel:
         if self.coder is not None:
             self.coder.load_state_dict(state)
 
+    def start(self, wait: bool = True) -> None:
+        """Start the message if it was put off; without ``wait`` only where the device is done with its buffer."""
+        if self.put_off and (wait or self.packet.released.query()):
+            self.packet.released.synchronize()
+            self.put_off = False
+            self.message.start()
+
+    def _start_or_put_off(self) -> None:
+        self.put_off = True
+        self.start(wait=False)
+
+    def settle(self) -> None:
+        """Return once the device copies nothing to or from the buffer any more."""
+        self.packet.released.synchronize()
+
     # The sender
 
     def wait_sent(self) -> None:
         """Return once the last message has left, so that its buffer may be written."""
         if self.message is not None:
+            self.start()
             self.message.wait()
             self._finish_whole()
 
@@ -122,7 +142,7 @@ class Channel:
         if remote:
             self._write_header(self.packet.header, flags)
             self.packet.before_send()
-            self.message.start()
+            self._start_or_put_off()
 
     def _encode(self, remote: bool) -> int:
         """Bring ``value`` up to date through the coder; return the flag of a value that is not finite."""
@@ -168,7 +188,7 @@ class Channel:
             self.whole.start()
         else:
             self.packet.before_receive()
-            self.message.start()
+            self._start_or_put_off()
 
     def take(self) -> bool:
         """Wait for the message and bring ``value`` up to date; whether the peer asks for the other value."""
@@ -177,6 +197,7 @@ class Channel:
         self.number += 1
         if self.whole is not None:
             return self._take_whole()
+        self.start()
         self.message.wait()
         self.packet.after_receive()
         flags, found = self._read_header(self.packet.header)

@@ -88,6 +88,12 @@ class Link:
         self.p_channel.connect(transport, peer, sends=self.upper, u=self.u)
         self.q_channel.connect(transport, peer, sends=self.lower, u=self.u)
 
+    def start_messages(self, wait: bool = True) -> None:
+        """Start what was put off until the device is done with it; without ``wait`` only what may start now."""
+        channels = (self.q_channel, self.p_channel) if self.upper else (self.p_channel, self.q_channel)
+        for channel in channels:  # the one that receives first: its peer may be sending
+            channel.start(wait)
+
     def state_of_upper(self) -> State:
         """Return what the upper side alone knows, for its layer's checkpoint; nothing is under way (``finish``)."""
         return prefixed("p", self.p_channel.state())
@@ -166,3 +172,6 @@ class Link:
             self.wait_q()
         elif self.remote:
             self.q_channel.wait_sent()
+        if self.remote:  # the arrays may be freed now
+            self.p_channel.settle()
+            self.q_channel.settle()

@@ -54,6 +54,7 @@ class Network:
         self._units: list[Layer | Stack] | None = None if stacks else [*self.layers]
         self.active = bool(self.layers)
         self.replay: Replay | None = None
+        self.remote: list[Link] = []  # those of which another rank has the other side
         self.scratch: dict[torch.Size, Tensor] = {}  # one array of a shape, for what lives within one update
         if not self.active:
             return
@@ -82,6 +83,7 @@ class Network:
             top.above.connect(self.transport, self.rank_above)
         if self.rank_below is not None:
             bottom.below.connect(self.transport, self.rank_below)
+        self.remote = [link for link in self._links() if link.remote]
 
     def _link(self, h: Tensor, layer: int, lower: bool, upper: bool) -> Link:
         return Link(h, layer, lower, upper, self.quantizer, self.seed, self.accelerate, self.shard)
@@ -141,14 +143,25 @@ class Network:
         for unit in units:
             mark("update W, b", unit.index + 1)
             unit.update_W_b(self.scratch)
+            self.start_messages(wait=False)
             mark("update z", unit.index + 1)
             unit.update_z()
+        self.start_messages()
         for unit in lowers:
             mark("wait for p", unit.index + 1)
             for link in unit.aboves:
                 link.wait_p()
             mark("update q, u", unit.index + 1)
             unit.update_q()
+        self.start_messages()
+
+    def start_messages(self, wait: bool = True) -> None:
+        """Start the messages that wait for this rank's device, before it waits for another rank.
+
+        Without ``wait`` only those that may start now. Without a device every message has started already.
+        """
+        for link in self.remote:
+            link.start_messages(wait)
 
     def finish(self) -> None:
         """Complete every message under way, so that both sides of each link agree; ``iterate`` may go on from here."""

@@ -29,7 +29,6 @@ __all__ = [
     "moved",
     "own_device",
     "synchronize",
-    "wait_for_stream",
 ]
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -100,12 +99,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for the work that this rank gave its GPU, if it has one: clocks would run ahead of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def wait_for_stream(device: torch.device) -> None:
-    """Wait for what this rank's kernels read and write, not for copies that MPI has under way in streams of its own."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
 
 
 def moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
