@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from cuda_emulator import Emulator, cases
+from cuda_emulator import SHARED, Emulator, cases, factor_cases
 from stand_in_device import DEVICE, DeviceTensor, StandIn
 from test_device import CPU, assert_near, settings_of, train
 from test_grid import make_problem
@@ -16,7 +16,7 @@ from test_grid import make_problem
 from pdadmm import Quantizer
 from pdadmm.admm import solver
 from pdadmm.disk.storage import Blocks
-from pdadmm.kernels import gpu, gpu_launch, updates
+from pdadmm.kernels import gpu_launch, updates
 from pdadmm.parallel.transport import LocalTransport
 
 SMALL_RUN = {"acceleration": "none", "iterations": 2}
@@ -35,7 +35,10 @@ def emulated(emulator, monkeypatch) -> Emulator:
     return emulator
 
 
-@pytest.mark.parametrize(("check", "args"), cases.ALL)
+CASES = [*cases.ALL, *factor_cases.ALL]
+
+
+@pytest.mark.parametrize(("check", "args"), CASES)
 def test_kernel(emulated, check, args):
     check("cpu", *args)
 
@@ -59,7 +62,6 @@ def in_training(emulated, monkeypatch) -> Emulator:
 
     monkeypatch.setattr(gpu_launch, "launch", launch)
     monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
-    monkeypatch.setattr(gpu, "available", lambda device: True)
     monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
     monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
     monkeypatch.setattr(updates, "_functions", {})
@@ -70,7 +72,7 @@ def in_training(emulated, monkeypatch) -> Emulator:
 def test_every_kernel_ran(emulated, name):
     """Comes last: all kernels that the sources define were started by a test above."""
     missing = set(emulated.kernels(name)) - set(emulated.launched)
-    if len(emulated.launched) < len(cases.ALL):
+    if len(emulated.launched) < len(CASES):
         pytest.skip("only some of the tests above ran")
     assert not missing
 
@@ -78,7 +80,7 @@ def test_every_kernel_ran(emulated, name):
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton", "spd_inverse", "spd_solve"}),
         ({"form": "gradient", "dtype": "float32"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
         ({"quantizer": Quantizer(bits=4)}, {"update_u", "codec_range", "codec_fit", "codec_encode"}),
         ({"quantizer": Quantizer(bits=1), "grid": "2x1"}, {"update_u", "codec_sums", "codec_encode", "codec_decode"}),
@@ -98,7 +100,7 @@ def test_training_with_the_kernels_finds_the_numbers_of_plain_torch(in_training,
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton", "spd_inverse"}),
         ({"first_layer": "gram", "acceleration": "all-stages"}, {"update_z", "assemble_p"}),
         ({"form": "gradient", "first_layer": "gradient"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
     ],
@@ -122,6 +124,10 @@ MISUSES = """
 #include "cuda_emulator.h"
 KERNEL(split_barrier, long long n) { if (threadIdx.x < n) __syncthreads(); else __any_sync(~0u, 1); }
 KERNEL(wrong_mask, long long n) { __any_sync(threadIdx.x < n ? 1u : ~0u, 1); }
+KERNEL(shared_size, float *x, long long n) {
+  shared_memory<float>()[threadIdx.x + n] = 1;
+  x[threadIdx.x] = shared_memory<float>()[64 + threadIdx.x];
+}
 KERNEL(missing_barrier, float *x) {
   __shared__ float held[64];
   held[threadIdx.x] = (float)(threadIdx.x + 100 * blockIdx.x);
@@ -141,6 +147,12 @@ def test_the_emulator_notices_misuse(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="number of arguments"):
         emulator.launch("misuses", "wrong_mask", (1, 1), 64, (), device)
     x = torch.zeros(2, 64)
+    with pytest.raises(AssertionError, match="past the end"):
+        emulator.launch("misuses", "shared_size", (1, 1), 64, (x, 65), device, 512)
+    with pytest.raises(AssertionError, match="more shared memory"):
+        emulator.launch("misuses", "shared_size", (1, 1), 64, (x, 64), device, SHARED + 16)
+    emulator.launch("misuses", "shared_size", (2, 1), 64, (x, 0), device, 512)
+    assert bool(x[0].isnan().all())
     emulator.launch("misuses", "missing_barrier", (2, 1), 64, (x,), device)
     good = torch.arange(63, -1, -1) + torch.tensor([[0.0], [100.0]])
     assert not torch.equal(x[0], good[0])

@@ -18,7 +18,7 @@ from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import factor
 from pdadmm.kernels import updates as compiled
-from pdadmm.kernels.fused import gpu_for, updates_for
+from pdadmm.kernels.fused import gpu_factor_for, gpu_for, updates_for
 from pdadmm.quantize import Grid
 
 __all__ = [
@@ -59,6 +59,8 @@ def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     if factor.takes(A):
         inverse = factor.inverse(A, scale, shift)
         return torch.full_like(A, torch.nan) if inverse is None else inverse
+    if (gpu_factor := gpu_factor_for(A)) is not None:
+        return gpu_factor.inverse(A, scale, shift)
     if (scale, shift) != (1.0, 0.0):
         A = scale * A
         A.diagonal().add_(shift)
@@ -70,6 +72,8 @@ def spd_solve(A: Tensor, B: Tensor) -> Tensor:
     if factor.takes(A, B):
         solution = factor.solve(A, B)
         return torch.full_like(B, torch.nan) if solution is None else solution
+    if (gpu_factor := gpu_factor_for(A, B)) is not None:
+        return gpu_factor.solve(A, B)
     return torch.cholesky_solve(B.mT, cholesky(A)).mT.contiguous()
 
 
