@@ -219,7 +219,6 @@ template <typename T> __device__ void inverse(const T *A, T *out, int m, T scale
   const int count = tiles.count, x = threadIdx.x % PARTS / 4 * X, y = threadIdx.x % 4 * Y;
   A += (index_t)blockIdx.x * m * m, out += (index_t)blockIdx.x * m * m;
   read_matrix(tiles, A, m, scale, shift);
-  __syncthreads();
   for (int k = -1; k < count; k++) { // of -1 there is the first factor alone
     for (int v = threadIdx.x; k >= 0 && v < count * TILE; v += THREADS) {
       int i = v / TILE, c = v % TILE;
@@ -294,7 +293,6 @@ template <typename T> __device__ void solve(const T *A, const T *B, T *out, inde
   A += matrix * m * m, B += matrix * n * m, out += matrix * n * m;
   read_matrix(tiles, A, m, (T)1, (T)0);
   move_rows<false>(tiles, B, out, row, (int)n, m, bands);
-  __syncthreads();
   for (int k = -1; k < count; k++) { // of -1 there is the first factor alone
     const int rest = count - k - 1, triangle = rest * (rest + 1) / 2;
     for (int v = threadIdx.x; k >= 0 && v < (rest + bands) * TILE; v += THREADS) {
