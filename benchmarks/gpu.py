@@ -33,7 +33,7 @@ from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import softmax_newton
 from pdadmm.augment import propagate
 from pdadmm.augment.device import propagate_on
-from pdadmm.kernels import gpu
+from pdadmm.kernels import gpu, gpu_factor
 from pdadmm.quantize import Codec, make_grid
 
 NU, RHO, PROX, BETA = 0.3, 1.0, 0.1, 0.43
@@ -177,6 +177,26 @@ def messages(table: Table, V: int, n: int, bits: int) -> None:
     table.add(f"encode and decode, {bits} bits", both, (reads + 3) * size + 2 * packed.numel())
 
 
+def factors(table: Table, K: int, m: int) -> None:
+    """A^-1 and B A^-1 of K matrices m x m, float32: ours, and torch's (cuSOLVER)."""
+    X = torch.randn(K, 4 * m, m, device="cuda")
+    A, B = X.mT @ X / (4 * m), torch.randn(K, m, m, device="cuda")
+    near(gpu_factor.inverse(A), torch.cholesky_inverse(torch.linalg.cholesky(A.double())).float())
+    near(gpu_factor.solve(A, B), torch.linalg.solve(A.double(), B.double(), left=False).float())
+
+    def inverse_by_torch() -> None:
+        torch.cholesky_inverse(torch.linalg.cholesky_ex(A)[0])
+
+    def solve_by_torch() -> None:
+        torch.cholesky_solve(B.mT, torch.linalg.cholesky_ex(A)[0]).mT.contiguous()
+
+    flops, name = float(K * m**3), f"{K} of {m} columns"
+    table.add(f"inverse, {name}", lambda: gpu_factor.inverse(A), flops, "GFLOP/s")
+    table.add(f"inverse, {name}, torch", inverse_by_torch, flops, "GFLOP/s")
+    table.add(f"solve, {name}", lambda: gpu_factor.solve(A, B), flops * 7 / 3, "GFLOP/s")
+    table.add(f"solve, {name}, torch", solve_by_torch, flops * 7 / 3, "GFLOP/s")
+
+
 def random_graph(V: int, E: int, power: float) -> tuple[torch.Tensor, torch.Tensor]:
     """CSR of a random graph: out- and in-degrees proportional to rank^-power; 0 makes all rows equally long."""
     weight = torch.arange(10, V + 10, device="cuda", dtype=torch.float64) ** -power
@@ -298,6 +318,8 @@ def main() -> None:
         newton(table, args.nodes, C)
     for bits in (16, 8, 4, 2, 1):
         messages(table, args.nodes, args.width, bits)
+    for K, m in ((1, 100), (8, 100), (1, 256), (8, 256)):
+        factors(table, K, m)
     products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
     products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
     augmentation(table, args.graph_nodes, args.edges, args.columns)

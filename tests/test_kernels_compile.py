@@ -18,7 +18,8 @@ from pdadmm.kernels import gpu_launch
 ARCHITECTURE = "sm_90"
 KERNELS = {"updates": "update_z_float_4", "sums": "square_float_4",
            "newton": "softmax_newton_float_8_1", "scale": "codec_fit_float",
-           "codec": "codec_encode_float_4", "spmm": "spmm_rows_float_float_int32_4_32"}  # fmt: skip
+           "codec": "codec_encode_float_4", "spmm": "spmm_rows_float_float_int32_4_32",
+           "factor": "spd_inverse_float"}  # fmt: skip
 
 
 def find_nvcc() -> str | None:

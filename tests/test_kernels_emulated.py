@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from cuda_emulator import Emulator, cases, sum_cases
+from cuda_emulator import SHARED, Emulator, cases, factor_cases, sum_cases
 from stand_in_device import DEVICE, DeviceTensor, StandIn
 from test_device import CPU, assert_near, settings_of, train
 from test_grid import make_problem
@@ -17,10 +17,10 @@ from test_grid import make_problem
 from pdadmm import Quantizer
 from pdadmm.admm import solver
 from pdadmm.disk.storage import Blocks
-from pdadmm.kernels import gpu, gpu_launch, updates
+from pdadmm.kernels import gpu_launch, updates
 from pdadmm.parallel.transport import LocalTransport
 
-ALL = [*cases.ALL, *sum_cases.ALL]
+ALL = [*cases.ALL, *sum_cases.ALL, *factor_cases.ALL]
 SMALL_RUN = {"acceleration": "none", "iterations": 2}
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the kernels for the CPU")
 
@@ -61,7 +61,6 @@ def in_training(emulated, monkeypatch) -> Emulator:
 
     monkeypatch.setattr(gpu_launch, "launch", launch)
     monkeypatch.setattr(gpu_launch, "DEVICE", DEVICE.type)
-    monkeypatch.setattr(gpu, "available", lambda device: True)
     monkeypatch.setattr(DeviceTensor, "data_ptr", lambda x: x.inner.data_ptr())
     monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
     monkeypatch.setattr(updates, "_functions", {})
@@ -80,7 +79,7 @@ def test_every_kernel_ran(emulated, name):
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({}, {"update_z", "update_q_u", "assemble_p", "softmax_newton", "spd_inverse", "spd_solve"}),
         ({"form": "gradient", "dtype": "float32"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
         ({"acceleration": "all-stages"}, {"square", "distance", "link", "movement", "extrapolate_q", "extrapolate_z"}),
         ({"acceleration": "all-stages", "grid": "2x1", "dtype": "float32"}, {"link", "movement", "extrapolate_"}),
@@ -110,15 +109,15 @@ def test_a_stack_of_layers_takes_one_launch_of_each_kernel(in_training, monkeypa
         network.iterate()
     kernels = Counter(name.partition("_double")[0] for name in in_training.launched[before:])
     # the stack of four, layer 1 or layer 6
-    assert {name: kernels[name] for name in ("update_z", "update_q_u", "assemble_p", "softmax_newton")} == {
-        "update_z": 2, "update_q_u": 2, "assemble_p": 2, "softmax_newton": 1,
-    }  # fmt: skip
+    twice = dict.fromkeys(("update_z", "update_q_u", "assemble_p", "spd_inverse", "spd_solve"), 2)
+    expected = twice | {"softmax_newton": 1}
+    assert {name: kernels[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton"}),
+        ({"first_layer": "gram"}, {"update_z", "update_q_u", "assemble_p", "softmax_newton", "spd_inverse"}),
         ({"first_layer": "gram", "acceleration": "all-stages"}, {"update_z", "assemble_p", "movement", "link"}),
         ({"form": "gradient", "first_layer": "gradient"}, {"update_z", "update_q_u", "step_p", "softmax_newton"}),
     ],
@@ -142,6 +141,10 @@ MISUSES = """
 #include "cuda_emulator.h"
 KERNEL(split_barrier, long long n) { if (threadIdx.x < n) __syncthreads(); else __any_sync(~0u, 1); }
 KERNEL(wrong_mask, long long n) { __any_sync(threadIdx.x < n ? 1u : ~0u, 1); }
+KERNEL(shared_size, float *x, long long n) {
+  shared_memory<float>()[threadIdx.x + n] = 1;
+  x[threadIdx.x] = shared_memory<float>()[64 + threadIdx.x];
+}
 KERNEL(missing_barrier, float *x) {
   __shared__ float held[64];
   held[threadIdx.x] = (float)(threadIdx.x + 100 * blockIdx.x);
@@ -161,6 +164,12 @@ def test_the_emulator_notices_misuse(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="number of arguments"):
         emulator.launch("misuses", "wrong_mask", (1, 1), 64, (), device)
     x = torch.zeros(2, 64)
+    with pytest.raises(AssertionError, match="past the end"):
+        emulator.launch("misuses", "shared_size", (1, 1), 64, (x, 65), device, 512)
+    with pytest.raises(AssertionError, match="more shared memory"):
+        emulator.launch("misuses", "shared_size", (1, 1), 64, (x, 64), device, SHARED + 16)
+    emulator.launch("misuses", "shared_size", (2, 1), 64, (x, 0), device, 512)
+    assert bool(x[0].isnan().all())
     emulator.launch("misuses", "missing_barrier", (2, 1), 64, (x,), device)
     good = torch.arange(63, -1, -1) + torch.tensor([[0.0], [100.0]])
     assert not torch.equal(x[0], good[0])

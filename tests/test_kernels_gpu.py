@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_emulator import cases, sum_cases
+from cuda_emulator import cases, factor_cases, sum_cases
 
-from pdadmm.admm.updates import cholesky
-from pdadmm.kernels import cpu, gpu, gpu_launch, gpu_sums
+from pdadmm.admm.updates import cholesky, spd_inverse, spd_solve
+from pdadmm.kernels import cpu, gpu, gpu_factor, gpu_launch, gpu_sums
 from pdadmm.quantize import Codec, make_grid
 
 WHY = gpu_launch.lacking(torch.device("cuda", 0))
@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("check", "args"), [*cases.ALL, *sum_cases.ALL])
+@pytest.mark.parametrize(("check", "args"), [*cases.ALL, *sum_cases.ALL, *factor_cases.ALL])
 def test_kernel(monkeypatch, check, args):
     cases.plain_codec(monkeypatch)
     check("cuda", *args)
@@ -58,6 +58,30 @@ def test_a_graph_captures_the_kernels_and_replays_them():
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(x, y) for x, y in zip(arrays, expected))
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_a_graph_captures_inverses_and_solves(dtype):
+    """By the functions that the updates call; of one matrix without a factor, too, which no host has to hear of."""
+    sizes = (40, factor_cases.LARGEST[dtype])  # less and more shared memory than a kernel has unasked
+    systems = [factor_cases.systems(2, m, dtype, 100.0).cuda() for m in sizes]
+    given = [(A, factor_cases.rows(2, 50, A.shape[-1], dtype).cuda()) for A in systems]
+    assert all(gpu_factor.takes(A, B) for A, B in given)
+
+    def all_of_them() -> list[torch.Tensor]:
+        return [x for A, B in given for x in (spd_inverse(A, 0.5, 0.1), spd_solve(A, B), spd_solve(A[0], B[0]))]
+
+    all_of_them()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = all_of_them()
+    for bad in (False, True):
+        for A, _ in given:
+            A[1] *= -1.0 if bad else 2.0
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(x, y) for x, y in zip(found, all_of_them(), strict=True) if not (bad and x.dim() == 3))
+        assert all(bool(x[1].isnan().all()) == bad for x in found if x.dim() == 3)
 
 
 def test_work_goes_to_the_current_stream():

@@ -18,7 +18,7 @@ from pdadmm.admm.products import FULL, Parts, Products, transposed
 from pdadmm.admm.shard import WHOLE, Shard
 from pdadmm.kernels import factor
 from pdadmm.kernels import updates as compiled
-from pdadmm.kernels.fused import gpu_for, updates_for
+from pdadmm.kernels.fused import gpu_factor_for, gpu_for, updates_for
 from pdadmm.quantize import Grid
 
 __all__ = [
@@ -60,6 +60,8 @@ def spd_inverse(A: Tensor, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """Return (scale A + shift I)^-1 through its Cholesky factor, NaN where it has none; A (..., n, n) is symmetric."""
     if factor.takes(A):
         return factor.inverse(A, scale, shift)
+    if (gpu_factor := gpu_factor_for(A)) is not None:
+        return gpu_factor.inverse(A, scale, shift)
     if (scale, shift) != (1.0, 0.0):
         A = scale * A
         A.diagonal(dim1=-2, dim2=-1).add_(shift)
@@ -73,6 +75,8 @@ def spd_solve(A: Tensor, B: Tensor) -> Tensor:
     """
     if factor.takes(A, B):
         return factor.solve(A, B)
+    if (gpu_factor := gpu_factor_for(A, B)) is not None:
+        return gpu_factor.solve(A, B)
     return torch.cholesky_solve(B.mT, cholesky(A)).mT.contiguous()
 
 

@@ -16,6 +16,12 @@ __device__ __forceinline__ unsigned short to_half(float f) {
   return h;
 }
 
+// The launch's shared memory, from a multiple of 16 bytes on.
+template <typename T> __device__ __forceinline__ T *shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T *>(memory);
+}
+
 // Writes 16 or 8 bytes of global memory at once.
 __device__ __forceinline__ void store_words(void *to, const unsigned (&w)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(w[0]), "r"(w[1]),

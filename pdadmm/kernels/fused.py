@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import updates
 
-__all__ = ["gpu_for", "updates_for"]
+__all__ = ["gpu_factor_for", "gpu_for", "updates_for"]
 
 
 def updates_for(*arrays: Tensor) -> Any:
@@ -27,3 +27,12 @@ def gpu_for(*arrays: Tensor) -> Any:
     from . import gpu  # for who has one
 
     return gpu if gpu.takes(*arrays) else None
+
+
+def gpu_factor_for(A: Tensor, *B: Tensor) -> Any:
+    """Return pdadmm.kernels.gpu_factor where it inverts A, or solves with A and B; else None."""
+    if A.is_cpu:
+        return None
+    from . import gpu_factor  # for who has one
+
+    return gpu_factor if gpu_factor.takes(A, *B) else None

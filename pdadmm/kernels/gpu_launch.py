@@ -19,12 +19,13 @@ from ..errors import InputError
 
 __all__ = ["NVRTC_OPTIONS", "OPTIONS", "SOURCES", "available", "compiled", "lacking", "launch", "source", "try_out"]
 
-SOURCES = ("updates", "sums", "newton", "scale", "codec", "spmm")
+SOURCES = ("updates", "sums", "newton", "scale", "codec", "spmm", "factor")
 # No contraction to fused multiply-adds, no flush of subnormal numbers: the results are those of plain torch on the CPU.
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true")
 NVRTC_OPTIONS = ("-default-device", *OPTIONS)  # up to CUDA 13.1 it takes functions that say nothing for the host's
 DEVICE = "cuda"  # the kind of tensor that launch takes; the tests' emulator takes "cpu"
 THREADS = 256  # the most threads of a block; the kernels rely on it
+UNASKED = 48 << 10  # bytes of shared memory that any kernel may have
 SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -74,17 +75,23 @@ def source(name: str) -> str:
     return text
 
 
-def launch(name: str, kernel: str, blocks: tuple[int, int], threads: int, args: tuple, device: torch.device) -> None:
+def launch(
+    name: str, kernel: str, blocks: tuple[int, int], threads: int, args: tuple, device: torch.device, shared: int = 0
+) -> None:
     """Start ``kernel`` of ``name``.cu on torch's current stream of ``device``, without waiting for it.
 
-    ``blocks`` (x, y), one row of ``threads`` each. ``args``: tensors (passed by address), None, int or float, 8
-    bytes each; the tensors must live until the stream has used them, as for any torch operation.
+    ``blocks`` (x, y), one row of ``threads`` each, with ``shared`` bytes of memory, shared_memory(device) at most.
+    ``args``: tensors (passed by address), None, int or float, 8 bytes each; the tensors must live until the stream has
+    used them, as for any torch operation.
     """
     import cupy
 
     stream = _Stream.of(torch.cuda.current_stream(device).cuda_stream, device.index)
     with cupy.cuda.Device(device.index), stream:
-        _kernel(name, kernel, _architecture(device.index))(blocks, (threads,), tuple(map(argument, args)))
+        function = _kernel(name, kernel, _architecture(device.index))
+        if shared > UNASKED and function.max_dynamic_shared_size_bytes < shared:
+            function.max_dynamic_shared_size_bytes = shared
+        function(blocks, (threads,), tuple(map(argument, args)), shared_mem=shared)
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,12 @@ def argument(value) -> np.generic:
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors the device has: the grids of persistent kernels follow it, their results do not."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """How many bytes of shared memory a block may ask for on the device."""
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", UNASKED)
 
 
 def divide_up(count: int, size: int) -> int:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from pdadmm.kernels import gpu_launch
+from pdadmm.kernels import gpu, gpu_launch
 
 HERE = Path(__file__).parent
+SHARED = 227 << 10  # bytes of shared memory that a block can have: those of an H100
 FLAGS = (
     *("-x", "c++", "-std=c++17", "-Og", "-w", "-fPIC", "-shared", "-fno-gnu-unique"),
     *("-ffp-contract=off", "-fno-strict-aliasing"),
@@ -40,7 +41,7 @@ class Emulator:
         command = [shutil.which("g++"), *FLAGS, f"-I{HERE}", "-o", str(path), str(source)]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True), path
 
-    def launch(self, name, kernel, blocks, threads, args, device) -> None:
+    def launch(self, name, kernel, blocks, threads, args, device, shared=0) -> None:
         """Run a kernel to its end; AssertionError where its threads misuse a barrier or a warp operation."""
         values = [gpu_launch.argument(value) for value in args]
         assert all(value.nbytes == 8 for value in values)
@@ -48,7 +49,9 @@ class Emulator:
         base = ctypes.addressof(store)
         pointers = (ctypes.c_void_p * len(values))(*[base + 8 * i for i in range(len(values))])
         self.launched.append(kernel)
-        failed = self.libraries[name].emulator_launch(kernel.encode(), *blocks, threads, len(values), pointers)
+        failed = self.libraries[name].emulator_launch(
+            kernel.encode(), *blocks, threads, shared, len(values), pointers
+        )
         assert failed is None, f"{kernel}: {failed.decode()}"
 
     def kernels(self, name: str) -> list[str]:
@@ -62,6 +65,8 @@ class Emulator:
         patch.setattr(gpu_launch, "launch", self.launch)
         patch.setattr(gpu_launch, "DEVICE", "cpu")
         patch.setattr(gpu_launch, "multiprocessors", lambda device: 1)
+        patch.setattr(gpu_launch, "shared_memory", lambda device: SHARED)
+        patch.setattr(gpu, "available", lambda device: True)
 
 
 def guarded(x: torch.Tensor, offset: int = 0, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:

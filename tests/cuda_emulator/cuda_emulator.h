@@ -2,7 +2,8 @@
 //
 // Fibres switch at barriers and warp operations alone, by setjmp and longjmp: swapcontext asks the kernel each time. Even blocks run their fibres forward, odd ones backward, so
 // that a missing barrier shows. Threads of a warp that disagree about a barrier or about the mask of a warp operation
-// end the launch with an error. Kernels are found by name (KERNEL registers them); every argument takes 8 bytes.
+// end the launch with an error. Kernels are found by name (KERNEL registers them); every argument takes 8 bytes. Dynamic
+// shared memory is all NaN as a block begins, and what is written past its end is noticed.
 #pragma once
 #define CUDA_EMULATOR
 
@@ -38,6 +39,7 @@ namespace emulator {
 
 constexpr size_t STACK = 64 << 10;
 constexpr int MAX_THREADS = 1024;
+constexpr size_t MAX_SHARED = 227 << 10, GUARD = 4096; // bytes of dynamic shared memory, and beyond it
 
 struct Warp {
   unsigned char slots[2][32][8]; // two turns: a lane that is ahead must not overwrite what others still read
@@ -63,6 +65,8 @@ static unsigned barrier_generation;
 static bool progress;
 static std::string error;
 static std::function<void()> body;
+alignas(128) static unsigned char shared[MAX_SHARED + GUARD]; // as a block finds it every number is NaN
+static size_t shared_size;
 
 __attribute__((noinline)) void yield() {
   if (!_setjmp(fibres[current].jump)) _longjmp(scheduler, 1);
@@ -136,6 +140,7 @@ inline void run_block() {
   bool backward = (blockIdx.x + blockIdx.y) % 2;
   alive = threads, at_barrier = 0;
   for (Warp &warp : warps) warp = Warp();
+  if (shared_size) std::memset(shared, 0xff, shared_size + GUARD);
   for (unsigned t = 0; t < threads; t++) {
     Fibre &fibre = fibres[t];
     fibre.stack.resize(STACK);
@@ -157,6 +162,8 @@ inline void run_block() {
     }
     if (!progress && alive && error.empty()) error = "threads wait for each other: a barrier not all of them reach";
   }
+  for (size_t i = shared_size; shared_size && i < shared_size + GUARD; i++)
+    if (shared[i] != 0xff && error.empty()) error = "a block wrote past the end of its shared memory";
 }
 
 inline std::map<std::string, std::function<void(void **)>> &kernels() {
@@ -184,14 +191,15 @@ struct Registered {
 
 // Returns null, or a sentence about what went wrong.
 extern "C" const char *emulator_launch(const char *name, unsigned grid_x, unsigned grid_y, unsigned threads,
-                                       int arguments, void **args) {
+                                       unsigned shared, int arguments, void **args) {
   using namespace emulator;
   auto found = kernels().find(name);
   if (found == kernels().end()) return "no such kernel";
   if (Registered::arity()[name] != arguments) return "a wrong number of arguments";
   if (threads == 0 || threads > 256 || grid_x == 0 || grid_y == 0 || grid_y > 65535) return "a wrong launch size";
+  if (shared > MAX_SHARED) return "more shared memory than a block can have";
   error.clear();
-  blockDim = {threads, 1, 1}, gridDim = {grid_x, grid_y, 1};
+  blockDim = {threads, 1, 1}, gridDim = {grid_x, grid_y, 1}, shared_size = shared;
   body = [&] { found->second(args); };
   for (unsigned y = 0; y < grid_y; y++)
     for (unsigned x = 0; x < grid_x; x++) {
@@ -261,7 +269,9 @@ inline double __dsub_rn(double x, double y) { return x - y; }
 inline double __dmul_rn(double x, double y) { return x * y; }
 inline double __ddiv_rn(double x, double y) { return x / y; }
 
-using std::exp, std::fabs, std::floor, std::log, std::log1p, std::rint;
+using std::exp, std::fabs, std::floor, std::fma, std::log, std::log1p, std::rint, std::sqrt;
+
+template <typename T> T *shared_memory() { return reinterpret_cast<T *>(emulator::shared); }
 
 template <int N> void store_words(void *to, const unsigned (&words)[N]) {
   if ((uintptr_t)to % sizeof(words)) emulator::fail("a misaligned store");
