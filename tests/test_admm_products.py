@@ -205,6 +205,30 @@ def test_W_is_exact_for_rounded_data_whatever_its_condition(products):
     assert float((Z - P @ W.mT.double() - b).mean(0).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["nearest", "cut off"])
+def test_W_in_tf32_is_exact_near_the_mean_though_sums_see_no_rounding(cut, monkeypatch):
+    """As on a GPU, which rounds in the product or cuts off: its sums are of p as it is, less a mean of before."""
+    monkeypatch.setitem(formats.NEAREST, "TF32", cut_off if cut else nearest_tf32)
+    random = np.random.default_rng(0)
+    # columns that vary by a hundredth of their mean, two of them nearly the same
+    p = torch.from_numpy((5.0 + 0.05 * random.normal(size=(4000, 6))).astype(np.float32))
+    p[:, 1] = p[:, 0] + 0.005 * torch.from_numpy(random.normal(size=4000).astype(np.float32))
+    z = torch.from_numpy(0.01 * random.normal(size=(4000, 3)).astype(np.float32)) + 3.0 * (p[:, :3] - 5.0) + 1.0
+    P, Z = p.double() - p.double().mean(0), z.double() - z.double().mean(0)
+    exact = torch.linalg.solve(P.mT @ P + 1e-3 * torch.eye(6), P.mT @ Z).mT
+    centre = p.mean(0) + 0.01
+    moments = Moments.about(centre, p, z, Products("tf32"))
+    W, b = update_W_b_exact(moments, torch.zeros(3, 6), mu_over_nu=1e-3)
+    assert float((W - exact).abs().max()) < 2e-2 * float(exact.abs().max())
+    assert float((z.double() - p.double() @ W.mT.double() - b).mean(0).abs().max()) < 1e-4
+    assert torch.equal(moments.p_sum, (p - centre).sum(0))
+
+
+def cut_off(x: torch.Tensor) -> torch.Tensor:
+    """Return the first 11 bits of float32 numbers."""
+    return (x.view(torch.int32) & -(1 << 13)).view(torch.float32)
+
+
 # Training
 
 
