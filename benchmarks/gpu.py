@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py --repeat 9 --json gpu.json      (needs 25 GB of GPU memory; 125 GB for the iteration)
     python benchmarks/gpu.py --layers 5                      (an iteration in 75 GB)
+    python benchmarks/gpu.py --products full tf32            (two of the four number formats)
 
 The hops of the augmentation as a whole start and end in main memory; what crosses the bus is counted, once.
 
-The iteration is that of a network of ``--layers`` of ``--width`` on ``--nodes``, in plain float32. Its limit are the
-products, inverses and solves alone, on arrays of the same shapes, and the traffic: every state array (p, z, q, u, r of
-each layer) read and written once, at the time of a copy.
+The iteration is that of a network of ``--layers`` of ``--width`` on ``--nodes``, all but the products in float32, once
+for each of ``--products``. Its limit are the products in that format, inverses and solves alone, on arrays of the same
+shapes, and the traffic: every state array (p, z, q, u, r of each layer) read and written once, at the time of a copy.
 GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
 Times are those of CUDA events around one call. Every kernel's result is compared with plain torch before it is timed;
 the iteration's are compared in tests/test_device_gpu.py.
@@ -16,6 +17,7 @@ the iteration's are compared in tests/test_device_gpu.py.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -31,6 +33,7 @@ from shared import full_network, random_problem
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import softmax_newton
+from pdadmm.admm.products import PRODUCTS
 from pdadmm.augment import propagate
 from pdadmm.augment.device import propagate_on
 from pdadmm.kernels import gpu, gpu_factor
@@ -259,17 +262,20 @@ def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
                       size, "GB/s over the bus")  # fmt: skip
 
 
-def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: int = 10) -> None:
-    """An iteration of the whole network on the device, beside its products and its traffic."""
+def iteration(table: Table, V: int, n: int, layers: int, inputs: int, kind: str, classes: int = 10) -> None:
+    """An iteration of the whole network on the device, beside its products in the same format and its traffic."""
+    gc.collect()
+    torch.cuda.empty_cache()  # what an iteration before this one held
     needed, (free, _) = 4.0 * V * (n * (5 * layers + 10) + inputs), torch.cuda.mem_get_info()
     if needed > free:
         told = f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: --layers N has fewer"
-        print(f"| iteration, {layers} layers of {n}: {told} | | | | |")
+        print(f"| iteration, {layers} layers of {n}, products {kind}: {told} | | | | |")
         return
     problem = random_problem(V, inputs, classes)
-    solver, network = full_network(problem, layers, n, device="cuda")
+    solver, network = full_network(problem, layers, n, products=kind, device="cuda")
+    form = solver.builder.products
     with torch.device("cuda"):
-        alone = products_alone(problem, solver.builder.first, layers, n)
+        alone = products_alone(problem, solver.builder.first, layers, n, form=form)
         source, target = torch.ones(V, n), torch.empty(V, n)
     arrays = 5 * (layers - 1)
 
@@ -277,7 +283,7 @@ def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: i
         for _ in range(arrays):
             target.copy_(source)
 
-    name = f"{layers} layers of {n}"
+    name = f"{layers} layers of {n}, products {kind}" + ("" if form.native or kind == "full" else ", emulated")
     flops = 2.0 * V * n * (n * (5 * (layers - 2) + 2) + 3 * classes + 2 * inputs)
     whole = table.add(f"iteration, {name}", network.iterate, flops / 1e3, "TFLOP/s of products")
     limit = [
@@ -285,7 +291,7 @@ def iteration(table: Table, V: int, n: int, layers: int, inputs: int, classes: i
         table.add(f"its traffic, {arrays} arrays", traffic, 8.0 * V * n * arrays),
     ]
     table.add(f"objective and residuals, {name}", network.terms, 4.0 * V * n * arrays)
-    print(f"\niteration / (products + traffic): {whole / sum(limit):.2f}")
+    print(f"| iteration / (products + traffic), products {kind}: {whole / sum(limit):.2f} | | | | |")
 
 
 def main() -> None:
@@ -294,6 +300,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=10, help="of the network that iterates")
     parser.add_argument("--inputs", type=int, default=512, help="columns of its X")
+    parser.add_argument("--products", nargs="*", default=list(PRODUCTS), choices=PRODUCTS,
+                        help="number formats of its products, an iteration each")  # fmt: skip
     parser.add_argument("--graph-nodes", type=int, default=1_000_000)
     parser.add_argument("--edges", type=int, default=16_000_000)
     parser.add_argument("--columns", type=int, default=128)
@@ -305,7 +313,7 @@ def main() -> None:
     import cupy
 
     torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # but within products that ask for TF32
     about = {
         "device": torch.cuda.get_device_name(), "python": platform.python_version(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cupy": cupy.__version__, **vars(args),
@@ -323,7 +331,8 @@ def main() -> None:
     products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
     products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
     augmentation(table, args.graph_nodes, args.edges, args.columns)
-    iteration(table, args.nodes, args.width, args.layers, args.inputs)
+    for kind in args.products:
+        iteration(table, args.nodes, args.width, args.layers, args.inputs, kind)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"about": about, "rows": table.rows}, file, indent=1)

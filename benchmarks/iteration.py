@@ -55,9 +55,10 @@ def products(
             inverse(system)
             form.mm(z[n], W[n], out=out)
             form.mm(out, system, out=p)
-            P = form.parts(p)
+            parts = form.operand if form.centres else form.parts
+            P = parts(p)
             form.mm_parts(transposed(P), P, out=gram)
-            form.mm_parts(transposed(form.parts(z[n])), P, out=cross[n])
+            form.mm_parts(transposed(parts(z[n])), P, out=cross[n])
             solve(system, cross[n])
             form.mm_parts(P, transposed(form.operand(W[n])), out=a[n])
 

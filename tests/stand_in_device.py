@@ -4,7 +4,7 @@
 An operation on arrays of both kinds is an AssertionError, but for copies between them and single numbers, as on a GPU;
 so is reading one's memory. ``device.crossings`` are the numbers of elements of every copy from one kind to the other.
 With ``StandIn(capacity)`` arrays of more bytes in all are a torch.OutOfMemoryError; ``device.peak`` is the most there
-were. The mode holds in the thread that entered it.
+were. The mode holds in the thread that entered it. It has tensor cores for bf16, and none for TF32.
 """
 
 from __future__ import annotations
@@ -23,6 +23,29 @@ DEVICE = torch.device("meta")  # needs no start, and indexing works on it
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
+
+
+def widened_mm(A: torch.Tensor, B: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
+    """What a GPU's tensor cores do with bf16 arrays: float32 products, float32 sums."""
+    assert (A.dtype, B.dtype, dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    return torch.mm(A.float(), B.float(), out=out)
+
+
+def widened_addmm(
+    C: torch.Tensor, A: torch.Tensor, B: torch.Tensor, dtype: torch.dtype, *,
+    beta: float = 1.0, alpha: float = 1.0, out: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The same with a float32 array added."""
+    assert (A.dtype, B.dtype, C.dtype, dtype) == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
+    return torch.addmm(C, A.float(), B.float(), beta=beta, alpha=alpha, out=out)
+
+
+TENSOR_CORES = {  # what a CPU lacks
+    aten.mm.dtype: widened_mm,
+    aten.mm.dtype_out: widened_mm,
+    aten.addmm.dtype: widened_addmm,
+    aten.addmm.dtype_out: widened_addmm,
+}
 
 
 class DeviceTensor(torch.Tensor):
@@ -127,7 +150,8 @@ def dispatch(function: Any, args: Any, kwargs: dict[str, Any], crossings: list[i
     def unwrapped(x: Any) -> Any:
         return x.inner if isinstance(x, DeviceTensor) else x
 
-    result = function(*mapped(args, unwrapped), **{name: mapped(x, unwrapped) for name, x in kwargs.items()})
+    done_by = TENSOR_CORES.get(function, function)
+    result = done_by(*mapped(args, unwrapped), **{name: mapped(x, unwrapped) for name, x in kwargs.items()})
     known = {id(x.inner): x for x in arrays if isinstance(x, DeviceTensor)}
 
     def wrapped(x: Any) -> Any:

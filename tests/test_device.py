@@ -69,6 +69,7 @@ def plain(monkeypatch):
     monkeypatch.setattr(updates, "_functions", {})
     monkeypatch.setattr(factor, "_inverse", {})
     monkeypatch.setattr(cpu, "_library", None)
+    monkeypatch.setattr("pdadmm.admm.products.has_bf16", lambda: False)
 
 
 def problem_of(case: str) -> Problem:
@@ -135,6 +136,21 @@ def test_the_device_finds_the_bits_of_plain_torch(plain, case):
     assert_same(found, expected)
     if case == "backoff":
         assert found[0][-1]["rho"] > 1e-10
+
+
+@pytest.mark.parametrize("cores", [True, False], ids=["tensor cores", "none"])
+@pytest.mark.parametrize("name", ["tf32", "bf16", "bf16x3"])
+@pytest.mark.parametrize("case", ["default", "gradient", "kernel", "labels, gram", "labels"])
+def test_products_of_fewer_bits_find_the_bits_of_plain_torch(plain, monkeypatch, caplog, case, name, cores):
+    """With tensor cores operands are bf16 arrays; TF32 the stand-in has none of."""
+    if not cores:
+        monkeypatch.setattr("pdadmm.admm.products.multiplies_bf16", lambda device: False)
+    more = CASES[case] | {"products": name, "dtype": "float32"}
+    problem = make_problem(3, 24, 10, 40 if case == "kernel" else 5, 3, torch.float32)
+    caplog.set_level("INFO", "pdadmm")
+    found = train(problem, "cuda", **more)
+    assert ("in this device they take longer than full" in caplog.text) == (name == "tf32" or not cores)
+    assert_same(found, train(problem, "cpu", **more))
 
 
 @pytest.mark.parametrize("case", ["default", "gradient", "kernel", "4 bits"])

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 from direct_transport import DirectThreads
-from test_device import CASES, GRAPH, RUN, assert_near, assert_same, problem_of, settings_of, train_rank
+from test_admm_products import EPS, drawn
+from test_device import (
+    CASES,
+    GRAPH,
+    RUN,
+    assert_near,
+    assert_same,
+    make_problem,
+    problem_of,
+    settings_of,
+    train_rank,
+)
 from test_disk_training import close
 from thread_transport import ThreadTransport, run_ranks
 
@@ -14,6 +25,7 @@ from pdadmm import PDADMMG, PDADMMGQ, csbm
 from pdadmm.admm import replay
 from pdadmm.admm.first_layer import FIRST_LAYERS
 from pdadmm.admm.packet import StagedPacket
+from pdadmm.admm.products import PRODUCTS, CastProducts, Products, SetProducts, has_tf32, make_products, nearest_tf32
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.stack import SETTING, Stack
 from pdadmm.cli import main
@@ -145,6 +157,94 @@ def test_an_estimator_and_its_checkpoints(solver, tmp_path):
     again = solver(**RUN, device="cpu").fit(GRAPH, checkpoint=tmp_path, resume=True)  # its end is all that is left
     assert np.array_equal(again.predict(GRAPH), whole.predict(GRAPH))
     assert solver(**RUN, device="auto").fit(GRAPH).summary_["device"] == "cuda"
+
+
+# Number formats of products
+
+
+needs_cores = pytest.mark.skipif(
+    not (torch.cuda.is_available() and has_tf32(GPU)), reason="needs a GPU of compute capability 8"
+)
+SHAPES = [(1, 1, 1), (1, 7, 5), (9, 1, 1), (0, 4, 3), (5, 0, 3), (33, 17, 65), (400, 512, 96), (64, 3000, 64)]
+
+
+def sums(k: int) -> float:
+    """How far k products of a tensor core may add up from the truth, beside the sum of their sizes."""
+    return 8 * (k + 8) * EPS
+
+
+@needs_cores
+@pytest.mark.parametrize(("name", "form"), [("tf32", SetProducts), ("bf16", CastProducts), ("bf16x3", CastProducts)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_on_tensor_cores_are_those_of_the_cpu(name, form, shape):
+    """TF32 may be rounded to nearest or cut off there: 2^-10 an operand; operands of 11 bits leave no choice."""
+    m, k, n = shape
+    any_A, any_B, C, row = drawn(0, m, k), drawn(1, k, n), drawn(2, m, n), drawn(3, n)
+    native, plain = make_products(name, GPU), Products(name)
+    assert type(native) is form
+    loose = 2.01 * 2.0**-10 if name == "tf32" else 0.0
+    for own, A, B in ((loose, any_A, any_B), (0.0, nearest_tf32(any_A), nearest_tf32(any_B))):
+        here = [x.to(GPU) for x in (A, B, C, row)]
+        product, size = sum_of(plain, A, B)
+        strided, other = torch.empty(2, m, 2 * n, device=GPU)[:, :, :n].unbind()
+        for found, due, limit in (
+            (native.mm(here[0], here[1]), product, size),
+            (native.mm(here[0].mT.contiguous().mT, here[1], out=strided), product, size),
+            (native.addmm(here[2], here[0], here[1], -2.0, 0.5), 0.5 * product - 2.0 * C, size + 2 * C.abs()),
+            (native.addmm(here[3], here[0], here[1], out=other), product + row, size + row.abs()),
+        ):
+            assert found.dtype == torch.float32
+            assert bool(((found.cpu().double() - due).abs() <= (own + sums(k)) * limit + 1e-37).all())
+
+
+def sum_of(form: Products, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a format makes of A B, with sums in float64, and the sum of the sizes of the products."""
+    P, Q = ([part.double() for part in form.parts(x)] for x in (A, B))
+    product = P[0] @ Q[0]
+    if len(P) == 2:
+        product += P[0] @ Q[1] + P[1] @ Q[0]
+    return product, A.double().abs() @ B.double().abs()
+
+
+@needs_cores
+def test_tf32_is_asked_for_and_full_is_not_touched_by_it():
+    setting = torch.backends.cuda.matmul
+    before, (A, B) = setting.fp32_precision, (drawn(seed, 1024, 1024).to(GPU) for seed in (0, 1))
+    try:
+        setting.fp32_precision = "ieee"
+        full = torch.mm(A, B)
+        assert not torch.equal(make_products("tf32", GPU).mm(A, B), full)
+        assert torch.equal(torch.mm(A, B), full)
+    finally:
+        setting.fp32_precision = before
+
+
+@pytest.mark.parametrize("more", [{}, {"form": "gradient", "first_layer": "gradient"}], ids=["exact", "gradient"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_training_in_every_number_format(monkeypatch, name, more):
+    """The CPU rounds and multiplies in float32; a sum in another order may round the next operand the other way."""
+    monkeypatch.setattr("pdadmm.admm.products.has_bf16", lambda: False)
+    own = more | {"products": name, "dtype": "float32"}
+    problem = make_problem(3, 24, 10, 5, 3, torch.float32)
+    runs = [train_rank(problem, settings_of(device, "1x1", own), LocalTransport()) for device in ("cuda", "cpu")]
+    (found, weights), (expected, theirs) = runs
+    for row, due in zip(found, expected, strict=True):
+        assert row["objective"] == pytest.approx(due["objective"], rel=1e-2)
+    for layer, pair in theirs.items():
+        torch.testing.assert_close(weights[layer], pair, rtol=1e-2, atol=1e-2)
+
+
+def test_full_is_full_where_torch_was_told_tf32():
+    setting = torch.backends.cuda.matmul
+    before, runs = setting.fp32_precision, []
+    try:
+        for told in ("ieee", "tf32"):
+            setting.fp32_precision = told
+            runs.append(PDADMMG(**RUN, device="cuda").fit(GRAPH))
+            assert setting.fp32_precision == told
+    finally:
+        setting.fp32_precision = before
+    assert runs[0].history_.column("objective") == runs[1].history_.column("objective")
 
 
 # A limit on device memory

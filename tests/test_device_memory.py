@@ -18,6 +18,7 @@ from pdadmm import PDADMMG, PDADMMGQ, Augmenter, DivergenceError, InputError, Qu
 from pdadmm.admm import host_storage
 from pdadmm.admm import solver as solver_module
 from pdadmm.admm.host_storage import HostStorage, device_blocks
+from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.settings import ADMMSettings
 from pdadmm.admm.solver import ADMMSolver
 from pdadmm.admm.streamed import largest_state
@@ -45,7 +46,7 @@ CASES = {
     "labels, gram": {"initial": "labels", "stages": (4,)},
     "wide classes": {"hidden": 2, "eval_every": 2},
 }
-BITS = {"bf16": {"products": "bf16"}, "bf16x3": {"products": "bf16x3"}, "float32": {}}
+BITS = {name: {"products": name} for name in PRODUCTS}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_the_bits_of_training_from_disk_in_the_same_blocks(blocks_of, tmp_path, 
 
 @pytest.mark.parametrize("products", BITS)
 def test_every_number_format_of_products(blocks_of, tmp_path, monkeypatch, products):
-    monkeypatch.setattr("pdadmm.admm.products.has_bf16", lambda: False)  # a device has none of its own either
+    monkeypatch.setattr("pdadmm.admm.products.has_bf16", lambda: False)  # whose sums have another order
     blocks_of(9)
     disk = PDADMMG(**SMALL | BITS[products]).fit(GRAPH, memory=LIMIT, scratch=tmp_path)
     assert outcome(through_device(BITS[products])) == outcome(disk)

@@ -257,7 +257,7 @@ def test_every_solver_tells_what_it_was_to_need(solver, tmp_path, monkeypatch, c
     assert 0.5 * resident_bytes() < found["peak_rss_bytes"] < 2 * resident_bytes()
 
 
-@pytest.mark.parametrize("more", [[], ["--products", "bf16"]])
+@pytest.mark.parametrize("more", [[], ["--products", "bf16"], ["--products", "tf32"]])
 def test_a_run_from_disk_tells_its_bytes(more, tmp_path, capsys):
     told = tmp_path / "summary.json"
     run = ["--layers", "3", "--hidden", "8", "--hops", "1", "--iterations", "3", "--quiet", "--summary", str(told)]

@@ -253,4 +253,8 @@ class BlockUpdates:
             tally.add(layer, Moments.of(p, r, self.products))
         else:
             p = self._p_exact("p ahead", seen.z, now, below)
-            tally.add(layer, Moments.about(self.layers[layer].centre, p, seen.z, self.products, out=p))
+            if self.products.terms:  # at a stage's start the centre is 0: sums must see p as rounded
+                moments = Moments.of(p, seen.z, self.products)
+            else:
+                moments = Moments.about(self.layers[layer].centre, p, seen.z, out=p)
+            tally.add(layer, moments)

@@ -111,7 +111,7 @@ class PDADMMG(GraphClassifier, ADMMSettings):
             raise InputError("memory", human_bytes(limit.limit), allowed, "or augment to disk first")
         X, problem.X = problem.X, None
         columns, widths = largest_state(settings, problem.nodes, problem.inputs, problem.classes)
-        dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products]
+        dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products].terms
         return Storage(folder, limit.limit, X, problem.nodes, widths, columns, dtype, terms)
 
 

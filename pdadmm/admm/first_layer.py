@@ -45,7 +45,8 @@ def least_ridge(trace: float, size: int, dtype: torch.dtype) -> float:
 def gram_matrix(p: Tensor | Parts, block: int = 512, products: Products = FULL) -> Tensor:
     """Return p^T p (n, n) for p (V, n), or its parts: the lower triangle in strips of columns, and its mirror image."""
     parts = (p,) if isinstance(p, Tensor) else p
-    gram = parts[0].new_empty(parts[0].shape[1], parts[0].shape[1])
+    dtype = torch.float32 if products.terms else parts[0].dtype  # bf16 arrays have products in float32
+    gram = parts[0].new_empty(parts[0].shape[1], parts[0].shape[1], dtype=dtype)
     for start in range(0, len(gram), block):
         strip, below = slice(start, start + block), slice(start + block)
         rows, columns = (tuple(part[:, own] for part in parts) for own in (strip, below))

@@ -56,7 +56,7 @@ def storage_beside(device: torch.device, problem: Problem, settings: ADMMSetting
         return None
     X, problem.X = problem.X, None
     columns, widths = largest_state(settings, problem.nodes, problem.inputs, problem.classes)
-    dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products]
+    dtype, terms = getattr(torch, settings.dtype), PRODUCTS[settings.products].terms
     return HostStorage(settings.device_memory, device, X, problem.nodes, widths, columns, dtype, terms)
 
 

@@ -303,7 +303,7 @@ class HiddenLayer(Layer):
             update_b_(self.b, self.r, self.shard)
             torch.sub(self.z, self.r, out=self.r)
             return
-        P = self.products.parts(p)
+        P = self.products.operand(p) if self.products.centres else self.products.parts(p)
         self.solve_W_b(Moments.about(self.centre, p, self.z, self.products, P, scratch.get(p.shape)).over(self.shard))
         self.products.addmm_parts(self.b, P, transposed(self.products.operand(self.W)), out=self.r)
 

@@ -108,7 +108,7 @@ class ADMMSettings:
     products: str = param(
         "full",
         one_of(tuple(PRODUCTS)),
-        "number format of products: that of the state, bf16, or bf16 in two parts, which is near float32",
+        "number format of products: that of the state, TF32, bf16, or bf16 in two parts, which is near float32",
     )
     device: str = param(
         "cpu", one_of(DEVICES), "where arrays live: cpu, cuda (a GPU for each rank), or auto: cuda where it can be used"

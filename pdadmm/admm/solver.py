@@ -15,6 +15,7 @@ from pdadmm.admm.host_storage import storage_beside
 from pdadmm.admm.layer import Terms
 from pdadmm.admm.node_storage import NodeStorage
 from pdadmm.admm.objective import combine, over_shards
+from pdadmm.admm.precision import full_float32
 from pdadmm.admm.problem import Problem, scores
 from pdadmm.admm.products import make_products
 from pdadmm.admm.schedule import RHO_SCHEDULES
@@ -78,10 +79,10 @@ class ADMMSolver:
             assert transport.size == 1
             storage = storage_beside(self.device, problem, settings)
         self.counts = {name: run.stop - run.start for name, run in problem.parts.items()}
-        products = make_products(settings.products, self.device.type)
+        products = make_products(settings.products, self.device)
         if products.terms and not products.native and transport.rank == 0:
-            where = "this processor" if self.device.type == "cpu" else "products on a device"
-            log.info("products %s: without bf16 in %s they take longer than full", settings.products, where)
+            where, kind = "this processor" if self.device.type == "cpu" else "this device", products.kind
+            log.info("products %s: without %s in %s they take longer than full", settings.products, kind, where)
         self.builder = NetworkBuilder(problem, settings, transport, self.device, products, storage, first)
         self.penalties = self.builder.penalties
         assert settings.stages is not None  # checked
@@ -92,13 +93,17 @@ class ADMMSolver:
 
     def run(self) -> ADMMSolver:
         """Train through all stages; collective over the ranks."""
+        with full_float32():  # but for what ``products`` says
+            self._run_stages()
+        return self
+
+    def _run_stages(self) -> None:
         saved = None if self.saver is None else self.saver.saved
         for number in range(0 if saved is None else saved.progress["stage"]["number"], len(self.depths)):
             self.clock.start()
             # nobody else holds the network: its arrays are given back before the next stage
             self._run_stage(*self._begin_stage(number, saved))
             saved = None
-        return self
 
     def _begin_stage(self, number: int, saved: Checkpoint | None) -> tuple[Stage, AnyNetwork]:
         """Build the network of a stage, from a checkpoint where one is given."""

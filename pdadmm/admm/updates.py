@@ -207,10 +207,11 @@ def update_W_gradient_(
     theta = (nu |p G^T|^2 + (mu + nu kappa) |G|^2) / |G|^2 is the curvature along the gradient G.
     W stays where its gradient is 0. Shapes: W (n, m), r (V, n), p (V, m), the rows of ``shard``.
     """
-    G = shard.total(products.addmm((mu if shard.leads else 0.0) * W, r.mT, p, alpha=-nu))
+    P = products.operand(p)
+    G = shard.total(products.addmm_parts((mu if shard.leads else 0.0) * W, products.operand(r.mT), P, alpha=-nu))
     if kappa:
         G.add_(W if target is None else W - target, alpha=nu * kappa)
-    pG = products.mm(p, G.mT)
+    pG = products.mm_parts(P, products.operand(G.mT))
     G_squared = G.square().sum()
     theta = nu * shard.total(pG.square().sum()) + (mu + nu * kappa) * G_squared
     step = torch.where(theta > 0, G_squared / theta, 0.0)
@@ -251,7 +252,7 @@ class Moments:
         pp, zp = products.mm_parts(transposed(P), P), products.mm_parts(transposed(Z), P)
         if len(P) == 1:
             p, z = P[0], Z[0]
-        return cls(pp, zp, p.sum(0), z.sum(0), len(p))
+        return cls(pp, zp, p.sum(0, dtype=pp.dtype), z.sum(0, dtype=pp.dtype), len(p))
 
     @classmethod
     def about(
@@ -260,13 +261,14 @@ class Moments:
         """Return the sums of one block with p - ``centre``, which lies in ``out`` if given.
 
         Near the mean of p that spares the W-update the difference of large numbers, where the rows of p are much alike.
-        Other ``products`` than those of the state's format sum p itself: p is rounded first.
+        ``products`` in bf16 sum p itself, as ``of`` does with its parts ``P``.
         """
-        if products.terms:
+        if not products.centres:
             return cls.of(p, z, products, P)
-        moments = cls.of(torch.sub(p, centre, out=out), z)
-        moments.centre = centre
-        return moments
+        p = torch.sub(p, centre, out=out)
+        P, Z = products.operand(p), products.operand(z)
+        pp, zp = products.mm_parts(transposed(P), P), products.mm_parts(transposed(Z), P)
+        return cls(pp, zp, p.sum(0), z.sum(0), len(p), centre)
 
     def over(self, shard: Shard) -> Moments:
         """Return the sums over all shards from those of one."""

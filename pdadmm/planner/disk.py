@@ -39,7 +39,7 @@ def block_plan(job: Job, largest: dict[str, int] | None = None, products: str = 
 
     ``largest``: the state's columns in the stage with the most of them (default: the last stage's).
     """
-    return Blocks.of(job.rows, job.widths, largest or columns(job), _dtype(job), PRODUCTS[products])
+    return Blocks.of(job.rows, job.widths, largest or columns(job), _dtype(job), PRODUCTS[products].terms)
 
 
 def block_nodes(job: Job, memory: int | None, largest: dict[str, int] | None = None, products: str = "full") -> int:
