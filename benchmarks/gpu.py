@@ -6,7 +6,8 @@
 
 The hops of the augmentation as a whole start and end in main memory; what crosses the bus is counted, once.
 
-The iteration is that of a network of ``--layers`` of ``--width`` on ``--nodes``, all but the products in float32, once
+One iteration is of Cora's shape, where launching a kernel takes longer than the kernel.
+The other is that of a network of ``--layers`` of ``--width`` on ``--nodes``, all but the products in float32, once
 for each of ``--products``. Its limit are the products in that format, inverses and solves alone, on arrays of the same
 shapes, and the traffic: every state array (p, z, q, u, r of each layer) read and written once, at the time of a copy.
 GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
@@ -17,8 +18,10 @@ the iteration's are compared in tests/test_device_gpu.py.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
+import os
 import platform
 import statistics
 import sys
@@ -28,18 +31,25 @@ from unittest import mock
 import numpy as np
 import scipy.sparse as sp
 import torch
+from iteration import adam_epoch
 from iteration import products as products_alone
 from shared import full_network, random_problem
 
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import softmax_newton
 from pdadmm.admm.products import PRODUCTS
+from pdadmm.admm.replay import SETTING as GRAPHS
+from pdadmm.admm.replay import STEADY
+from pdadmm.admm.stack import SETTING as STACKS
 from pdadmm.augment import propagate
 from pdadmm.augment.device import propagate_on
-from pdadmm.kernels import gpu, gpu_factor
+from pdadmm.kernels import gpu, gpu_factor, gpu_launch
 from pdadmm.quantize import Codec, make_grid
 
 NU, RHO, PROX, BETA = 0.3, 1.0, 0.1, 0.43
+DEVICE = torch.device("cuda", 0)
+SYSTEMS = ((1, 100), (8, 100), (1, 256), (8, 256))  # how many, of how many columns
+SMALL = (140, 100, 10)  # nodes, width and layers of Cora
 
 
 def milliseconds(call, repeat: int) -> list[float]:
@@ -83,7 +93,7 @@ def near(x: torch.Tensor, y: torch.Tensor, bound: float = 1e-5) -> None:
 
 def updates(table: Table, V: int, n: int) -> None:
     """The fused updates on arrays of V x n, float32."""
-    z, r, a, q, u, p = (torch.randn(V, n, device="cuda") for _ in range(6))
+    z, r, a, q, u, p = (torch.randn(V, n, device=DEVICE) for _ in range(6))
     size = 4.0 * V * n
     relu = ACTIVATIONS["relu"]
     table.add("copy", lambda: r.copy_(z), 2 * size)
@@ -142,8 +152,8 @@ def extrapolation(table: Table, arrays: tuple[torch.Tensor, ...], size: float) -
 
 def newton(table: Table, V: int, C: int) -> None:
     """Newton for z_L from z = a, V nodes of C classes."""
-    a = torch.randn(V, C, device="cuda") * 3
-    y = torch.randint(0, C, (V,), device="cuda")
+    a = torch.randn(V, C, device=DEVICE) * 3
+    y = torch.randint(0, C, (V,), device=DEVICE)
     z = a.clone()
     gpu.softmax_newton_(z, a, y, NU)
     near(z[:1000].cpu(), softmax_newton(a[:1000].cpu().double(), y[:1000].cpu(), NU, a[:1000].cpu().double()))
@@ -158,8 +168,9 @@ def newton(table: Table, V: int, C: int) -> None:
 def messages(table: Table, V: int, n: int, bits: int) -> None:
     """A difference-coded message with one pair per column: encode, decode, both."""
     grid = make_grid("column", bits)
-    x, value, received = torch.randn(V, n, device="cuda"), torch.zeros(V, n, device="cuda"), torch.zeros(V, n).cuda()
-    size, packed = 4.0 * V * n, torch.empty(Codec(grid).nbytes((V, n)), dtype=torch.uint8, device="cuda")
+    x = torch.randn(V, n, device=DEVICE)
+    value, received = torch.zeros_like(x), torch.zeros_like(x)
+    size, packed = 4.0 * V * n, torch.empty(Codec(grid).nbytes((V, n)), dtype=torch.uint8, device=DEVICE)
 
     def encode() -> None:
         gpu.encode(x, value, value, packed, V, n, grid, False, (0, 0), 0)
@@ -182,8 +193,8 @@ def messages(table: Table, V: int, n: int, bits: int) -> None:
 
 def factors(table: Table, K: int, m: int) -> None:
     """A^-1 and B A^-1 of K matrices m x m, float32: ours, and torch's (cuSOLVER)."""
-    X = torch.randn(K, 4 * m, m, device="cuda")
-    A, B = X.mT @ X / (4 * m), torch.randn(K, m, m, device="cuda")
+    X = torch.randn(K, 4 * m, m, device=DEVICE)
+    A, B = X.mT @ X / (4 * m), torch.randn(K, m, m, device=DEVICE)
     near(gpu_factor.inverse(A), torch.cholesky_inverse(torch.linalg.cholesky(A.double())).float())
     near(gpu_factor.solve(A, B), torch.linalg.solve(A.double(), B.double(), left=False).float())
 
@@ -202,12 +213,12 @@ def factors(table: Table, K: int, m: int) -> None:
 
 def random_graph(V: int, E: int, power: float) -> tuple[torch.Tensor, torch.Tensor]:
     """CSR of a random graph: out- and in-degrees proportional to rank^-power; 0 makes all rows equally long."""
-    weight = torch.arange(10, V + 10, device="cuda", dtype=torch.float64) ** -power
-    weight = weight[torch.randperm(V, device="cuda")]
+    weight = torch.arange(10, V + 10, device=DEVICE, dtype=torch.float64) ** -power
+    weight = weight[torch.randperm(V, device=DEVICE)]
     degrees = (weight * (E / weight.sum()) + 0.5).long().clamp_min_(1)
     ends = weight.cumsum(0) / weight.sum()
-    columns = torch.searchsorted(ends, torch.rand(int(degrees.sum()), device="cuda", dtype=torch.float64))
-    rows = torch.repeat_interleave(torch.arange(V, device="cuda"), degrees)
+    columns = torch.searchsorted(ends, torch.rand(int(degrees.sum()), device=DEVICE, dtype=torch.float64))
+    rows = torch.repeat_interleave(torch.arange(V, device=DEVICE), degrees)
     key = (rows * V + columns.clamp_max_(V - 1)).sort().values
     pointers = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
     return pointers.int(), (key % V).int()
@@ -218,10 +229,10 @@ def products(table: Table, name: str, V: int, E: int, w: int, power: float) -> N
     pointers, columns = random_graph(V, E, power)
     lengths = pointers.diff()
     scale = lengths.float().rsqrt()
-    rows = torch.repeat_interleave(torch.arange(V, device="cuda"), lengths)
+    rows = torch.repeat_interleave(torch.arange(V, device=DEVICE), lengths)
     values = scale[rows] * scale[columns.long()]
     del rows
-    X, Y = torch.randn(V, w, device="cuda"), torch.empty(V, w, device="cuda")
+    X, Y = torch.randn(V, w, device=DEVICE), torch.empty(V, w, device=DEVICE)
     S = torch.sparse_csr_tensor(pointers, columns, values, (V, V))
     plan, free = gpu.SpmmPlan.of(pointers, columns, values), gpu.SpmmPlan.of(pointers, columns)
     expected, edges = S @ X, len(columns)
@@ -254,7 +265,7 @@ def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
     expected = torch.from_numpy(propagate(S, X, hops))
     print(f"| augmentation, {hops} hops of {F} columns, main memory, {torch.get_num_threads()} threads "
           f"| {1e3 * (time.perf_counter() - began):.0f}, once | | | |")  # fmt: skip
-    size, there = 4.0 * V * F * (hops + 2) + 8.0 * len(columns), torch.device("cuda", torch.cuda.current_device())
+    size, there = 4.0 * V * F * (hops + 2) + 8.0 * len(columns), DEVICE
     for name, ours in (("cuSPARSE", False), ("ours", True)):
         with mock.patch("pdadmm.augment.device.takes_kernel", lambda dtype, device, ours=ours: ours):
             near(torch.from_numpy(propagate_on(there, S, X, hops)), expected)
@@ -272,9 +283,9 @@ def iteration(table: Table, V: int, n: int, layers: int, inputs: int, kind: str,
         print(f"| iteration, {layers} layers of {n}, products {kind}: {told} | | | | |")
         return
     problem = random_problem(V, inputs, classes)
-    solver, network = full_network(problem, layers, n, products=kind, device="cuda")
+    solver, network = full_network(problem, layers, n, products=kind, device=DEVICE.type)
     form = solver.builder.products
-    with torch.device("cuda"):
+    with DEVICE:
         alone = products_alone(problem, solver.builder.first, layers, n, form=form)
         source, target = torch.ones(V, n), torch.empty(V, n)
     arrays = 5 * (layers - 1)
@@ -294,6 +305,27 @@ def iteration(table: Table, V: int, n: int, layers: int, inputs: int, kind: str,
     print(f"| iteration / (products + traffic), products {kind}: {whole / sum(limit):.2f} | | | | |")
 
 
+def small(table: Table, V: int, n: int, layers: int, inputs: int = 1433, classes: int = 7) -> None:
+    """An iteration of Cora's shape: launched kernel by kernel, equal layers stacked, as a graph; and Adam's epoch."""
+    problem = random_problem(V, inputs, classes)
+    ways = {
+        "launched one by one": {STACKS: "0", GRAPHS: "0"},
+        "equal layers stacked": {STACKS: "1", GRAPHS: "0"},
+        "stacked, as a graph": {STACKS: "1", GRAPHS: "1"},
+    }
+    for way, settings in ways.items():
+        with mock.patch.dict(os.environ, settings):
+            _, network = full_network(dataclasses.replace(problem), layers, n, warm=STEADY + 1, device=DEVICE.type)
+        name = f"{layers} layers of {n}, {V} nodes, {way}"
+        if way == "stacked, as a graph" and (network.replay is None or network.replay.graph is None):
+            name += ": no graph, launched"
+        table.add(f"iteration, {name}", network.iterate, 1e9, "iterations/s")
+        table.add(f"objective and residuals, {name}", network.terms, 1e9, "iterations/s")
+    with DEVICE:
+        epoch = adam_epoch(problem.on(DEVICE), layers, n)
+    table.add(f"epoch of Adam, {layers} layers of {n}, {V} nodes", epoch, 1e9, "iterations/s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1_000_000)
@@ -308,8 +340,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--json", help="file for all figures")
     args = parser.parse_args()
-    if not gpu.available():
-        sys.exit("benchmarks/gpu.py needs a CUDA GPU, torch with CUDA and CuPy")
+    if (why := gpu_launch.lacking(DEVICE)) is not None:
+        sys.exit(f"benchmarks/gpu.py needs a CUDA GPU, torch with CUDA and CuPy: {why}")
     import cupy
 
     torch.manual_seed(0)
@@ -326,11 +358,12 @@ def main() -> None:
         newton(table, args.nodes, C)
     for bits in (16, 8, 4, 2, 1):
         messages(table, args.nodes, args.width, bits)
-    for K, m in ((1, 100), (8, 100), (1, 256), (8, 256)):
+    for K, m in SYSTEMS:
         factors(table, K, m)
     products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
     products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
     augmentation(table, args.graph_nodes, args.edges, args.columns)
+    small(table, *SMALL)
     for kind in args.products:
         iteration(table, args.nodes, args.width, args.layers, args.inputs, kind)
     if args.json:

@@ -10,12 +10,13 @@ from collections import Counter
 import pytest
 import torch
 from cuda_emulator import SHARED, Emulator, cases, factor_cases, sum_cases
+from recorded_graph import Graph, recording
 from stand_in_device import DEVICE, DeviceTensor, StandIn
 from test_device import CPU, assert_near, settings_of, train
 from test_grid import make_problem
 
 from pdadmm import Quantizer
-from pdadmm.admm import solver
+from pdadmm.admm import replay, solver
 from pdadmm.disk.storage import Blocks
 from pdadmm.kernels import gpu_launch, updates
 from pdadmm.parallel.transport import LocalTransport
@@ -56,6 +57,9 @@ def in_training(emulated, monkeypatch) -> Emulator:
     turn = threading.Lock()  # ranks are threads, and the emulator runs one kernel at a time
 
     def launch(*args) -> None:
+        if Graph.now is not None:
+            Graph.now.launch(emulated.launch, args)
+            return
         with turn:
             emulated.launch(*args)
 
@@ -112,6 +116,26 @@ def test_a_stack_of_layers_takes_one_launch_of_each_kernel(in_training, monkeypa
     twice = dict.fromkeys(("update_z", "update_q_u", "assemble_p", "spd_inverse", "spd_solve"), 2)
     expected = twice | {"softmax_newton": 1}
     assert {name: kernels[name] for name in expected} == expected
+
+
+def test_a_graph_of_the_kernels_finds_the_bits_of_launched_ones(in_training, monkeypatch):
+    monkeypatch.setattr(replay, "new_graph", Graph)
+    monkeypatch.setattr(replay, "recording", recording)
+    problem = make_problem(3, 17, 6, 5, 3, torch.float64)
+    given = settings_of("cuda", "1x1", {"layers": 5, "stages": (5,), "acceleration": "none"})
+    with StandIn():
+        networks = []
+        for replays in (False, True):
+            run = solver.ADMMSolver(dataclasses.replace(problem), given, LocalTransport())
+            run.builder.stacks, run.builder.replays = True, replays
+            networks.append(run.builder.begin(0, 5))
+        for _ in range(replay.STEADY + 3):
+            for network in networks:
+                network.iterate()
+        states = [[x.cpu() for state in network.states() for x in state.values() if isinstance(x, torch.Tensor)]
+                  for network in networks]  # fmt: skip
+    assert networks[1].replay.graph.replays == replay.TRIED + 3
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
 
 
 @pytest.mark.parametrize(
