@@ -36,7 +36,7 @@ __all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "TEST", "Contest", "compare", "re
 log = logging.getLogger("pdadmm")
 
 # What is given once for all solvers, and never searched.
-COMMON = (*AUGMENTATION, "dtype", "eval_every", "threads")
+COMMON = (*AUGMENTATION, "dtype", "device", "eval_every", "threads")
 COLUMNS = ("iteration", "layers", "seconds", "bytes", "objective", "residual_link", "val_accuracy", "test_accuracy")
 SPLIT_SEEDS = ("same", "fixed")
 TEST = ("curve", "once")
@@ -143,6 +143,17 @@ class Contest:
             if solvers and name not in known and value != default[name]:
                 allowed = f"left out with {', '.join(solvers)} alone"
                 raise InputError(name, value, allowed, "it is of solvers on augmented features: name one of them, too")
+        self._check_device(solvers)
+
+    def _check_device(self, solvers: Collection[str]) -> None:
+        """Raise InputError where some solvers would train on a GPU and some on the CPU: seconds are compared."""
+        if self.common.get("device", "cpu") == "cpu":
+            return
+        own = {solver: {row.name for row in parameters(solver_class(solver))} for solver in solvers}
+        on_cpu = [solver for solver, names in own.items() if "device" not in names]
+        if on_cpu:
+            remedy = f"{', '.join(on_cpu)} would train on the CPU all the same"
+            raise InputError("device", self.common["device"], "cpu with solvers that have no other", remedy)
 
 
 def compare(
@@ -184,7 +195,9 @@ def _begin(contest: Contest, path: Path) -> dict[str, Any]:
     if not path.exists() or not path.stat().st_size:
         return {"contest": wanted, "commands": [], "targets": [], "rows": []}
     summary = read_summary(path)
-    found = summary["contest"]
+    rows = parameters(solver_class("pdadmm-g"))
+    defaults = json.loads(json.dumps({row.name: row.default for row in rows if row.name in COMMON}))
+    wanted, found = ({**own, "common": defaults | own["common"]} for own in (wanted, summary["contest"]))
     differ = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if differ:
         remedy = "name another file, or remove this one to start again"

@@ -61,7 +61,7 @@ def test_evaluation_is_not_training_time(graph, monkeypatch):
     ticks = []
 
     class Ticking:
-        def __init__(self):
+        def __init__(self, wait):
             self.seconds = 0.0
 
         def start(self):

@@ -307,6 +307,14 @@ def test_another_contest_is_not_gone_on_with(in_process, tmp_path, changes, word
     assert not in_process
 
 
+def test_a_contest_from_before_a_common_parameter_is_gone_on_with(in_process, tmp_path):
+    path = tmp_path / "c.json"
+    compare(small(), [], path)  # which names hops and threads alone
+    compare(small(common={"device": "cpu", "dtype": "float32"} | COMMON_VALUES), [], path)
+    with pytest.raises(InputError, match="differs in common;"):
+        compare(small(common={"device": "auto"} | COMMON_VALUES), [], path)
+
+
 def test_other_versions_are_another_contest(tmp_path, monkeypatch):
     compare(small(), [], tmp_path / "c.json")
     monkeypatch.setattr(contest, "versions", lambda: {"pdadmm": "9.9"})
@@ -400,3 +408,11 @@ def _die(_):
     import os
 
     os._exit(9)
+
+
+def test_solvers_of_a_contest_train_where_the_others_do():
+    contest = Contest("digits", common={"device": "auto"})
+    contest.check_common(["pdadmm-g", "adam"])
+    with pytest.raises(InputError, match=r"device = auto: must be cpu with .*; gcn, gist would train on the CPU"):
+        contest.check_common(["pdadmm-g", "gcn", "gist"])
+    Contest("digits", common={"device": "cpu"}).check_common(["gcn"])

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from backprop_small import ESTIMATORS
 from direct_transport import DirectThreads
 from test_admm_products import EPS, drawn
+from test_baselines_device import CASES as BACKPROP_CASES
+from test_baselines_device import SMALL as BACKPROP
 from test_device import (
     CASES,
     GRAPH,
@@ -308,3 +311,19 @@ def test_out_of_memory_is_one_sentence(monkeypatch, capsys):
     assert "memory = 4194304.00 GiB in one piece" in err
     assert "free of" in err
     assert err.count("\n") == 1
+
+
+# Backpropagation
+
+
+@pytest.mark.parametrize("case", ["growth", "batches", "squared error"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda row: row.__name__)
+def test_backpropagation_finds_the_numbers_of_the_cpu(estimator, case, tmp_path):
+    parameters = BACKPROP | BACKPROP_CASES[case] | {"hops": 1}
+    found, expected = (estimator(**parameters, device=device).fit(GRAPH) for device in ("cuda", "cpu"))
+    assert found.summary_["device"] == "cuda"
+    bound = 1e-3 if parameters["dtype"] == "float32" else 1e-8
+    assert found.history_.column("objective") == pytest.approx(expected.history_.column("objective"), rel=bound)
+    estimator(**parameters, device="cuda").fit(GRAPH, checkpoint=tmp_path, checkpoint_every=2)
+    again = estimator(**parameters, device="cpu").fit(GRAPH, checkpoint=tmp_path, resume=True)
+    assert np.array_equal(again.predict(GRAPH), found.predict(GRAPH))

@@ -68,7 +68,8 @@ def test_bytes_of_backpropagation_are_the_ledgers(solver, layers, hidden, ranks,
     graph = graph_of("csbm")
     estimator = solver(layers=layers, hidden=hidden, hops=1, iterations=2, batch_size=batch, dtype=dtype)
     checked, history, _ = trained(estimator, graph, ranks)
-    assert steps_of(history) == {backprop_run(checked, graph, ranks, None).sent}
+    runs = ({"ranks": ranks, "device": device} for device in ("cpu", "cuda"))
+    assert steps_of(history) == {backprop_run(checked, graph, run, None).sent for run in runs}
 
 
 @settings(max_examples=15, deadline=None)

@@ -16,7 +16,7 @@ from pdadmm.admm.products import PRODUCTS
 from pdadmm.admm.quantizer import Quantizer
 from pdadmm.admm.schedule import RHO_SCHEDULES
 from pdadmm.errors import InputError
-from pdadmm.parallel.device import DEVICES
+from pdadmm.parallel.device import device_param
 from pdadmm.parallel.rank_grid import grid_name
 from pdadmm.parameters import (
     check_stages,
@@ -110,9 +110,7 @@ class ADMMSettings:
         one_of(tuple(PRODUCTS)),
         "number format of products: that of the state, TF32, bf16, or bf16 in two parts, which is near float32",
     )
-    device: str = param(
-        "cpu", one_of(DEVICES), "where arrays live: cpu, cuda (a GPU for each rank), or auto: cuda where it can be used"
-    )
+    device: str = device_param()
     device_memory: int | str | None = param(
         None,
         optional(memory_size),

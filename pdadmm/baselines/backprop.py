@@ -18,6 +18,7 @@ from pdadmm.baselines.initial import ORDER, generator, start_weights
 from pdadmm.baselines.settings import BackpropSettings
 from pdadmm.baselines.shards import deal
 from pdadmm.checkpoint import Checkpoint, State
+from pdadmm.parallel.device import choose_device
 from pdadmm.parallel.ledger import ring_bytes
 from pdadmm.parallel.transport import LocalTransport, Transport
 from pdadmm.recording import Stage
@@ -46,10 +47,11 @@ class BackpropSolver(Driver):
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         saver: Saver | None = None,
     ) -> None:
-        super().__init__(settings, transport, eval_every, watch, saver)
+        device = choose_device(settings.device, transport, kernels=False)
+        super().__init__(settings, transport, eval_every, watch, saver, device)
         self.problem, self.make_optimizer = problem, optimizer
         self.slope = get_activation(settings.activation).negative_slope
-        self.shard = deal(problem, self.dtype, transport)
+        self.shard = deal(problem, self.dtype, transport).on(device)
         self.target = self.shard.y
         if settings.loss == "squared_error":
             self.target = F.one_hot(self.target, problem.classes).to(self.dtype)
@@ -91,7 +93,7 @@ class BackpropSolver(Driver):
         order = torch.randperm(V, generator=generator(self.settings.seed, ORDER, iteration))
         own = self.shard.rows
         for batch in order.split(size):
-            yield batch[(batch >= own.start) & (batch < own.stop)] - own.start, len(batch)
+            yield (batch[(batch >= own.start) & (batch < own.stop)] - own.start).to(self.device), len(batch)
 
     def _masks(self, iteration: int) -> list[Tensor] | None:
         """Draw the dropout of one pass: a mask (own rows, n_l) behind each hidden layer."""
@@ -99,7 +101,8 @@ class BackpropSolver(Driver):
         if not s.dropout:
             return None
         hidden = range(len(self.weights) // 2 - 1)
-        return [draw_mask(s.seed, iteration, layer, self.shard.rows, s.hidden, s.dropout) for layer in hidden]
+        masks = (draw_mask(s.seed, iteration, layer, self.shard.rows, s.hidden, s.dropout) for layer in hidden)
+        return [mask.to(self.device) for mask in masks]
 
     def _step(self, rows: Tensor | None, size: int, masks: list[Tensor] | None) -> float:
         """Take one optimiser step on a batch of ``size`` nodes over all ranks; return its mean loss."""
@@ -151,7 +154,7 @@ class BackpropSolver(Driver):
     def _adopt(self, layers: Sequence[tuple[Tensor, Tensor]], inserted: Sequence[int] = ()) -> None:
         """Train these (W, b) from here on, with a fresh optimiser."""
         self.weights = [
-            array.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+            array.detach().to(self.device).clone(memory_format=torch.contiguous_format).requires_grad_()
             for layer in layers
             for array in layer
         ]
@@ -170,7 +173,7 @@ class BackpropSolver(Driver):
         placements = [range(len(old))], [range(depth)]
         moved = grow(
             {layer: (W.detach(), b.detach()) for layer, (W, b) in enumerate(old)},
-            *placements, self.widths(depth), self._shift(), self.dtype, LocalTransport(),
+            *placements, self.widths(depth), self._shift(), self.dtype, LocalTransport(), self.device,
         )  # fmt: skip
         self._adopt([old[0], *(moved[layer] for layer in range(1, depth))], range(len(old) - 1, depth - 1))
         stays = [*range(2 * len(old) - 2), 2 * depth - 2, 2 * depth - 1]
@@ -182,14 +185,15 @@ class BackpropSolver(Driver):
             return None
         head = self.weights
         # the last layer as the identity: its input comes out
-        self.weights = [*head[:-2], torch.eye(self.settings.hidden, dtype=self.dtype), torch.zeros(1, dtype=self.dtype)]
+        like: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        self.weights = [*head[:-2], torch.eye(self.settings.hidden, **like), torch.zeros(1, **like)]
         with torch.no_grad():
             h = torch.cat([self._forward(self.shard.X), self._forward(self.shard.X_others)])
         self.weights = head
-        lowest = torch.cat([h, torch.zeros_like(h[:1])]).amin(0) if len(h) else torch.zeros(h.shape[1], dtype=h.dtype)
-        parts = self.transport.allgather(lowest.numpy())
+        lowest = torch.cat([h, torch.zeros_like(h[:1])]).amin(0) if len(h) else h.new_zeros(h.shape[1])
+        parts = self.transport.allgather(lowest.cpu().numpy())
         # twice the depth of the lowest value leaves room for nodes not seen here
-        return -2.0 * torch.stack([torch.from_numpy(part) for part in parts]).amin(0)
+        return -2.0 * torch.stack([torch.from_numpy(part) for part in parts]).amin(0).to(self.device)
 
     def _snapshot(self) -> tuple[list[Tensor], list[dict[str, Any]] | None]:
         """Return copies of the weights, and of the optimiser's state where a stage follows that needs it."""
@@ -222,6 +226,10 @@ class BackpropSolver(Driver):
             optimiser = optimiser_states(best) if stage.depth < self.settings.layers else None
             stage.best.weights = [state[name] for state in best for name in "Wb"], optimiser
         return stage
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a finished run reports about itself, and where it trained."""
+        return super().summary() | {"device": self.device.type}
 
     def _evaluate(self) -> dict[str, float]:
         """Return the accuracies of the network, without dropout, on every rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from pdadmm.checkpoint import Checkpoint, State, prefixed, under
 from pdadmm.errors import DivergenceError
 from pdadmm.history import History
+from pdadmm.parallel.device import CPU, StagedTransport, moved, synchronize
 from pdadmm.parallel.transport import Transport
 from pdadmm.recording import (
     Best,
@@ -33,7 +35,8 @@ class Driver:
 
     ``settings`` are checked settings with ``iterations``, ``stages``, ``patience``, ``max_seconds``, ``dtype`` and
     ``learning_rate``. A solver sets ``weights``, [W_1, b_1, .., W_L, b_L], equal on every rank, and ``optimizer``.
-    ``saver`` writes checkpoints and may have one to go on from.
+    ``saver`` writes checkpoints and may have one to go on from. On a ``device`` weights and gradients lie there, and
+    sums over the ranks go through main memory.
     Left behind: ``history``, ``stages``, ``weights``.
     """
 
@@ -47,10 +50,15 @@ class Driver:
         eval_every: int = 1,
         watch: Callable[[dict[str, Any]], None] = lambda row: None,
         saver: Saver | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        self.device, wait = device, functools.partial(synchronize, device)
+        if device.type != "cpu":
+            transport = StagedTransport(transport)
+            transport.trace.wait = wait
         self.settings, self.transport, self.eval_every, self.watch = settings, transport, eval_every, watch
         self.dtype = getattr(torch, settings.dtype)
-        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock()
+        self.history, self.stages, self.clock = History(), list[dict[str, Any]](), Clock(wait)
         self.saver = saver
 
     def _pass(self, iteration: int) -> float:
@@ -163,7 +171,7 @@ class Driver:
             return {}
         now = by_layer([weight.detach() for weight in self.weights], self._state())
         kept = self._best_by_layer(best.weights) if best.weights else [{} for _ in now]
-        return {layer: own | prefixed("best", kept[layer]) for layer, own in enumerate(now)}
+        return {layer: moved(own | prefixed("best", kept[layer]), CPU) for layer, own in enumerate(now)}
 
     def _best_by_layer(self, snapshot: Any) -> list[State]:
         return by_layer(snapshot)
@@ -178,9 +186,11 @@ class Driver:
         return [{k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()} for own in copy]
 
     def _set_state(self, state: dict[int, dict[str, Any]]) -> None:
-        """Give the weights of these numbers their optimiser state."""
+        """Give the weights of these numbers their optimiser state, where the optimiser would have it."""
+        counts_there = self.optimizer.param_groups[0].get("fused")  # other forms count their steps in main memory
         for number, own in state.items():
-            self.optimizer.state[self.weights[number]] = own
+            there = {k: v for k, v in own.items() if isinstance(v, Tensor) and (v.dim() or counts_there)}
+            self.optimizer.state[self.weights[number]] = own | moved(there, self.device)
 
     def _restore(self, states: Sequence[State]) -> tuple[Stage, list[State]]:
         """Take up what every run shares; return the stage, and each layer's best weights, {} before there are any."""

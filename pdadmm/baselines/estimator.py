@@ -13,6 +13,7 @@ from pdadmm.baselines.backprop import BackpropSolver
 from pdadmm.baselines.settings import BackpropSettings, learning_rate
 from pdadmm.estimator import Outcome
 from pdadmm.graph_classifier import GraphClassifier
+from pdadmm.parallel.device import check_device
 from pdadmm.parallel.transport import Transport
 from pdadmm.parameters import below_one, param
 from pdadmm.saver import Saver
@@ -35,6 +36,7 @@ class Backprop(GraphClassifier, BackpropSettings):
 
     def _checked(self, transport: Transport) -> Self:
         settings = self.checked()
+        check_device(settings.device)
         # torch imports its compiler, for seconds, when it makes its first optimiser: that is no training
         settings.optimizer([torch.zeros(1)])
         return settings
@@ -49,9 +51,20 @@ class Backprop(GraphClassifier, BackpropSettings):
     ) -> Outcome:
         every = settings.eval_every
         solver = BackpropSolver(problem, settings, transport, settings.optimizer, every, watch, saver).run()
-        layers = [(W.detach(), b.detach()) for W, b in solver.layers()]
+        layers = [(W.detach().cpu(), b.detach().cpu()) for W, b in solver.layers()]
         weights = dict(enumerate(layers)) if transport.rank == 0 else {}  # all ranks hold the same
         return Outcome(weights, solver.history, solver.stages, solver.summary())
+
+
+def device_of(weights: list[Any]) -> str:
+    """Return the kind of device that weights, or the first group of them, lie on."""
+    first = weights[0]["params"][0] if isinstance(weights[0], dict) else weights[0]
+    return first.device.type
+
+
+def form(weights: list[Any], fused: tuple[str, ...]) -> dict[str, Any]:
+    """Return which form of an optimiser to take: its fused one on the devices that torch has it for, else foreach."""
+    return {"fused": True} if device_of(weights) in fused else {"foreach": True}
 
 
 @dataclass(eq=False, repr=False)
@@ -68,7 +81,7 @@ class GD(Backprop):
 
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            weights, self.learning_rate, self.momentum, weight_decay=self.weight_decay, fused=True
+            weights, self.learning_rate, self.momentum, weight_decay=self.weight_decay, **form(weights, ("cpu", "cuda"))
         )
 
 
@@ -86,7 +99,7 @@ class Adadelta(Backprop):
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
         # no fused form exists; on a CPU foreach is slower
         return torch.optim.Adadelta(
-            weights, self.learning_rate, weight_decay=self.weight_decay, foreach=False
+            weights, self.learning_rate, weight_decay=self.weight_decay, foreach=device_of(weights) != "cpu"
         )
 
 
@@ -102,7 +115,9 @@ class Adagrad(Backprop):
     learning_rate: float = learning_rate(0.01)
 
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
-        return torch.optim.Adagrad(weights, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.Adagrad(
+            weights, self.learning_rate, weight_decay=self.weight_decay, **form(weights, ("cpu",))
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -117,4 +132,6 @@ class Adam(Backprop):
     learning_rate: float = learning_rate(0.001)
 
     def optimizer(self, weights: list[Any]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(weights, self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.Adam(
+            weights, self.learning_rate, weight_decay=self.weight_decay, **form(weights, ("cpu", "cuda"))
+        )

@@ -9,6 +9,7 @@ from typing import Self
 from pdadmm.admm.activations import ACTIVATIONS
 from pdadmm.admm.losses import LOSSES
 from pdadmm.baselines.initial import INITIAL
+from pdadmm.parallel.device import device_param
 from pdadmm.parameters import (
     below_one,
     check_stages,
@@ -55,6 +56,7 @@ class BackpropSettings:
     max_seconds: float | None = param(None, optional(positive), "end training after this many seconds of it")
     seed: int = param(0, whole(0, 2**63 - 1), "seed of the initial weights, the batches and the dropout")
     dtype: str = param("float32", one_of(("float32", "float64")), "number format of weights and features")
+    device: str = device_param()
 
     def checked(self) -> Self:
         """Return a copy with every value checked and every default that depends on others filled in."""

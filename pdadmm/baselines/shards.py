@@ -32,10 +32,19 @@ class Shard:
     def y(self) -> Tensor:
         return self.problem.y[self.rows.start : self.rows.stop]
 
+    def on(self, device: torch.device) -> Shard:
+        """Return this shard with its arrays on ``device``; X then leaves the problem, if it is not there already."""
+        if device.type == "cpu":
+            return self
+        X, X_others = self.X.to(device), self.X_others.to(device)
+        self.problem.X = None
+        return Shard(self.problem.on(device), self.rows, self.others, X, X_others)
+
     def tally(self, forward: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return this rank's hits in each part, its sum of validation losses, and how many rows are not finite."""
         logits = torch.cat([forward(self.X), forward(self.X_others)])
-        numbers = torch.cat([torch.arange(run.start, run.stop) for run in (self.rows, self.others)])
+        here = self.X.device
+        numbers = torch.cat([torch.arange(run.start, run.stop, device=here) for run in (self.rows, self.others)])
         members = {
             part: (numbers >= run.start) & (numbers < run.stop) for part, run in self.problem.parts.items()
         }

@@ -14,6 +14,7 @@ from pdadmm.kernels import gpu_launch
 from pdadmm.parallel import gpu_aware, launch
 from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import Transport
+from pdadmm.parameters import one_of, param
 
 __all__ = [
     "DEVICES",
@@ -22,6 +23,7 @@ __all__ = [
     "StagedTransport",
     "check_device",
     "choose_device",
+    "device_param",
     "free_bytes",
     "host_bytes",
     "join_device",
@@ -36,6 +38,12 @@ CPU = torch.device("cpu")
 log = logging.getLogger("pdadmm")
 
 
+def device_param() -> Any:
+    """Declare the parameter ``device`` of a solver."""
+    told = "where arrays live: cpu, cuda (a GPU for each rank), or auto: cuda where it can be used"
+    return param("cpu", one_of(DEVICES), told)
+
+
 def check_device(name: str) -> None:
     """Raise InputError where "cuda" is asked for and torch can use no GPU, or the setting of its messages is none."""
     if name != "cpu":
@@ -46,12 +54,12 @@ def check_device(name: str) -> None:
         raise InputError("device", name, "cpu or auto where torch can use no GPU", cure)
 
 
-def choose_device(name: str, transport: Transport) -> torch.device:
+def choose_device(name: str, transport: Transport, kernels: bool = True) -> torch.device:
     """Return where this rank's arrays live; ``name`` is one of DEVICES. Collective, but for "cpu".
 
     A rank has the GPU whose number is its own among the ranks of its host, modulo the host's GPUs. "auto" is "cuda"
     where every rank has a GPU. Both sides of a boundary do the same sums: raises InputError where GPUs differ in model,
-    or CuPy does not run on all ranks alike.
+    or CuPy does not run on all ranks alike; without ``kernels`` none of ours is asked for.
     """
     if name == "cpu":
         return CPU
@@ -60,7 +68,7 @@ def choose_device(name: str, transport: Transport) -> torch.device:
         device = torch.device("cuda", transport.local_rank % torch.cuda.device_count())
         # what asks for no GPU by name, CuPy and MPI among it, must not open the first one besides
         torch.cuda.set_device(device)
-        own = torch.cuda.get_device_name(device), gpu_launch.available(device)
+        own = torch.cuda.get_device_name(device), kernels and gpu_launch.available(device)
     found = transport.allgather(own)
     if None in found:
         check_device(name)
@@ -70,7 +78,7 @@ def choose_device(name: str, transport: Transport) -> torch.device:
     if len(set(found)) > 1:
         told = " and ".join(sorted({f"{model} with{'' if fused else 'out'} CuPy's kernels" for model, fused in found}))
         raise InputError("device", name, "cpu where the ranks' GPUs differ", f"there are {told}")
-    why = gpu_launch.lacking(device)
+    why = gpu_launch.lacking(device) if kernels else None
     if why is not None and transport.rank == 0:
         log.info("device cuda: without its kernels the updates take several passes over their arrays: %s", why)
     return device

@@ -65,7 +65,7 @@ def _told(settings: Any, graph: Graph | Any, summary: dict[str, Any]) -> Told | 
             return streamed_run(settings, graph, limit, setting)
         return admm_run(settings, graph, summary, setting)
     if isinstance(settings, BackpropSettings):
-        return backprop_run(settings, graph, ranks, setting)
+        return backprop_run(settings, graph, summary, setting)
     if isinstance(settings, FullGraph):
         return full_graph_run(settings, graph, summary, setting)
     if isinstance(settings, SampledGNN):

@@ -97,13 +97,15 @@ def streamed_run(settings: Any, graph: Graph | Any, limit: int, setting: Setting
 # Backpropagation
 
 
-def backprop_run(settings: Any, graph: Graph, ranks: int, setting: Setting | None) -> Told:
-    """Return what a run by backpropagation on a GA-MLP needs."""
-    V, N = _rows(graph)
+def backprop_run(settings: Any, graph: Graph, summary: dict[str, Any], setting: Setting | None) -> Told:
+    """Return what a run by backpropagation on a GA-MLP needs; on a GPU bytes alone."""
+    (V, N), ranks = _rows(graph), summary["ranks"]
     job = backprop.BackpropJob(
         V, N, _widths(settings, graph), min(settings.batch_size or V, V), backprop.optimiser_of(settings),
         settings.dropout > 0, settings.loss == "squared_error", ITEMSIZES[settings.dtype],
     )  # fmt: skip
+    if summary["device"] != "cpu":
+        return Told(backprop.pass_bytes(job, ranks))
     seconds = None
     if setting is not None:
         seconds = backprop.pass_seconds(job, ranks, setting.machine, setting.link, setting.per_host)
