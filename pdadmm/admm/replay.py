@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -194,6 +194,9 @@ def new_graph() -> torch.cuda.CUDAGraph:
     return torch.cuda.CUDAGraph()
 
 
-def recording(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Let what is launched be recorded in ``graph`` instead; other threads may go on with what they do."""
-    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+    # where that fails, torch.cuda.graph leaves its own stream the current one: the outer one is what work goes back to
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        yield
