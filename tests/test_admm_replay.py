@@ -198,8 +198,8 @@ def test_a_graph_that_finds_other_numbers_is_noticed(graphs, monkeypatch, caplog
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_work_goes_on_in_the_stream_that_it_was_in(monkeypatch, fails):
-    """torch.cuda.graph goes to a stream of its own, which it leaves only if the recording succeeded."""
-    current = ["work"]
+    """torch.cuda.graph leaves its own stream, and up to 2.11 its memory, only where the recording succeeded."""
+    current, ended = ["work"], []
 
     class Stream:
         def __init__(self, name):
@@ -212,8 +212,8 @@ def test_work_goes_on_in_the_stream_that_it_was_in(monkeypatch, fails):
             current[0] = self.before
 
     class Capture(Stream):
-        def __init__(self, graph, capture_error_mode):
-            assert (graph, capture_error_mode) == ("graph", "thread_local")
+        def __init__(self, graph, pool, capture_error_mode):
+            assert (graph, pool, capture_error_mode) == ("graph", "pool", "thread_local")
             super().__init__("own")
 
         def __exit__(self, *error):
@@ -221,7 +221,14 @@ def test_work_goes_on_in_the_stream_that_it_was_in(monkeypatch, fails):
                 raise RuntimeError("operation failed due to a previous error during capture")
             super().__exit__(*error)
 
+    def ends(*given) -> None:
+        ended.append(given)
+        raise RuntimeError("not currently recording to mempool_id")  # as torch from 2.12 on has it
+
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", ends, raising=False)
     monkeypatch.setattr(torch.cuda, "stream", Stream)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     expected = pytest.raises(RuntimeError, match="during capture") if fails else contextlib.nullcontext()
@@ -230,6 +237,7 @@ def test_work_goes_on_in_the_stream_that_it_was_in(monkeypatch, fails):
         if fails:
             raise RuntimeError("operation not permitted when stream is capturing")
     assert current == ["work"]
+    assert ended == ([(0, "pool")] if fails else [])
 
 
 def test_what_waits_for_messages_or_is_large_is_launched(monkeypatch):
