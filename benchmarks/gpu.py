@@ -12,7 +12,8 @@ for each of ``--products``. Its limit are the products in that format, inverses 
 shapes, and the traffic: every state array (p, z, q, u, r of each layer) read and written once, at the time of a copy.
 GB/s count what must move: every array read and every array written, once each, and for an encode what it reads twice.
 Times are those of CUDA events around one call. Every kernel's result is compared with plain torch before it is timed;
-the iteration's are compared in tests/test_device_gpu.py.
+the iteration's are compared in tests/test_device_gpu.py. A part that fails says so, and the others go on; the file of
+all figures is written after each part.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import platform
 import statistics
 import sys
 import time
+import traceback
 from unittest import mock
 
 import numpy as np
@@ -67,10 +69,26 @@ def milliseconds(call, repeat: int) -> list[float]:
 
 
 class Table:
-    """Rows of figures: printed as they come, kept for the JSON file."""
+    """Rows of figures: printed as they come, kept for the JSON file at ``path``, beside what they are ``about``."""
 
-    def __init__(self, repeat: int) -> None:
-        self.repeat, self.rows, self.copy = repeat, [], 0.0
+    def __init__(self, repeat: int, path: str | None = None, about: dict | None = None) -> None:
+        self.repeat, self.rows, self.copy, self.failed = repeat, [], 0.0, []
+        self.path, self.about = path, about
+
+    def part(self, function, *given) -> None:
+        """Add the rows of one part, and write all so far: whatever ends it must not cost the other parts' figures."""
+        gc.collect()
+        torch.cuda.empty_cache()  # what a part before this one held
+        try:
+            function(self, *given)
+        except Exception as error:  # of torch, CuPy or CUDA, each with classes of its own
+            traceback.print_exc()
+            self.failed.append(f"{function.__name__}{given}")
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"| {self.failed[-1]} failed: {type(error).__name__}: {reason} | | | | |", flush=True)
+        if self.path:
+            with open(self.path, "w", encoding="utf-8") as file:
+                json.dump({"about": self.about, "rows": self.rows, "failed": self.failed}, file, indent=1)
 
     def add(self, what: str, call, size: float, unit: str = "GB/s") -> float:
         """Time ``call``, which moves ``size`` bytes (or does that many of something); returns the median in ms."""
@@ -88,7 +106,7 @@ class Table:
 def near(x: torch.Tensor, y: torch.Tensor, bound: float = 1e-5) -> None:
     error = float(torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y))
     if not error <= bound:
-        sys.exit(f"wrong result: relative error {error:g}")
+        raise ArithmeticError(f"wrong result: relative error {error:g}")
 
 
 def updates(table: Table, V: int, n: int) -> None:
@@ -184,7 +202,7 @@ def messages(table: Table, V: int, n: int, bits: int) -> None:
 
     both()
     if not torch.equal(value, received):
-        sys.exit("the two ends of a message differ")
+        raise ArithmeticError("the two ends of a message differ")
     reads = 8 if bits == 1 else 4  # x and the reference: range, two sums for 1 bit, codes
     table.add(f"encode, {bits} bits", encode, (reads + 1) * size + packed.numel())
     table.add(f"decode, {bits} bits", decode, 2 * size + packed.numel())
@@ -275,8 +293,6 @@ def augmentation(table: Table, V: int, E: int, F: int, hops: int = 4) -> None:
 
 def iteration(table: Table, V: int, n: int, layers: int, inputs: int, kind: str, classes: int = 10) -> None:
     """An iteration of the whole network on the device, beside its products in the same format and its traffic."""
-    gc.collect()
-    torch.cuda.empty_cache()  # what an iteration before this one held
     needed, (free, _) = 4.0 * V * (n * (5 * layers + 10) + inputs), torch.cuda.mem_get_info()
     if needed > free:
         told = f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: --layers N has fewer"
@@ -352,23 +368,22 @@ def main() -> None:
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in about.items() if value is not None), "\n")
     print("| what | median ms | rate | of copy | ms, every repeat |\n|---|---|---|---|---|")
-    table = Table(args.repeat)
-    updates(table, args.nodes, args.width)
+    table = Table(args.repeat, args.json, about)
+    table.part(updates, args.nodes, args.width)
     for C in (10, 47):
-        newton(table, args.nodes, C)
+        table.part(newton, args.nodes, C)
     for bits in (16, 8, 4, 2, 1):
-        messages(table, args.nodes, args.width, bits)
+        table.part(messages, args.nodes, args.width, bits)
     for K, m in SYSTEMS:
-        factors(table, K, m)
-    products(table, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
-    products(table, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
-    augmentation(table, args.graph_nodes, args.edges, args.columns)
-    small(table, *SMALL)
+        table.part(factors, K, m)
+    table.part(products, "regular", args.graph_nodes, args.edges, args.columns, 0.0)
+    table.part(products, "power law", args.graph_nodes, args.edges, args.columns, 0.8)
+    table.part(small, *SMALL)
     for kind in args.products:
-        iteration(table, args.nodes, args.width, args.layers, args.inputs, kind)
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"about": about, "rows": table.rows}, file, indent=1)
+        table.part(iteration, args.nodes, args.width, args.layers, args.inputs, kind)
+    table.part(augmentation, args.graph_nodes, args.edges, args.columns)  # last: by far the longest
+    if table.failed:
+        sys.exit(f"failed: {', '.join(table.failed)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 
@@ -24,6 +25,7 @@ from pdadmm.kernels import gpu_launch
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.trace import Trace
 
+RECORDING = replay_module.recording
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SHAPE = {"layers": 5, "hidden": 6, "dtype": "float64", "acceleration": "none", "loss": "squared_error"}
 FORMS = {
@@ -192,6 +194,50 @@ def test_a_graph_that_finds_other_numbers_is_noticed(graphs, monkeypatch, caplog
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("a CUDA graph found another ")
     assert [graph.replays for graph in graphs] == [TRIED]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_goes_on_in_the_stream_that_it_was_in(monkeypatch, fails):
+    """torch.cuda.graph leaves its own stream, and up to 2.11 its memory, only where the recording succeeded."""
+    current, ended = ["work"], []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.name
+
+        def __exit__(self, *error):
+            current[0] = self.before
+
+    class Capture(Stream):
+        def __init__(self, graph, pool, capture_error_mode):
+            assert (graph, pool, capture_error_mode) == ("graph", "pool", "thread_local")
+            super().__init__("own")
+
+        def __exit__(self, *error):
+            if error[0] is not None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            super().__exit__(*error)
+
+    def ends(*given) -> None:
+        ended.append(given)
+        raise RuntimeError("not currently recording to mempool_id")  # as torch from 2.12 on has it
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", ends, raising=False)
+    monkeypatch.setattr(torch.cuda, "stream", Stream)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    expected = pytest.raises(RuntimeError, match="during capture") if fails else contextlib.nullcontext()
+    with expected, RECORDING("graph"):
+        assert current == ["own"]
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+    assert current == ["work"]
+    assert ended == ([(0, "pool")] if fails else [])
 
 
 def test_what_waits_for_messages_or_is_large_is_launched(monkeypatch):

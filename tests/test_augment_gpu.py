@@ -80,7 +80,7 @@ def test_memory_is_given_back_and_slices_follow_it(product):
             propagate_on(GPU, S, graph.features, 2)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, GPU)
-    assert torch.cuda.memory_reserved(GPU) == held
+    assert torch.cuda.memory_reserved(GPU) <= held
     np.testing.assert_allclose(found, full, rtol=1e-5, atol=1e-5)
     if product == "our kernel":
         np.testing.assert_array_equal(found, full)

@@ -65,6 +65,27 @@ def test_every_row_of_the_table_is_made(benchmark, monkeypatch, capsys, tmp_path
     assert "iteration / (products + traffic), products tf32: " in printed
 
 
+@needs_compiler
+def test_a_part_that_fails_leaves_the_others_their_figures(benchmark, monkeypatch, capsys, tmp_path):
+    def fails(table, *given) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nmore about it")
+
+    for name in ("newton", "messages", "products", "augmentation", "small", "iteration"):
+        monkeypatch.setattr(benchmark, name, lambda table, *given: None)
+    fails.__name__ = "factors"
+    monkeypatch.setattr(benchmark, "factors", fails)
+    monkeypatch.setattr(benchmark, "SYSTEMS", ((2, 5),))
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--nodes", "40", "--width", "8", "--repeat", "1", "--json", str(path)])
+    with pytest.raises(SystemExit, match=r"failed: factors\(2, 5\)"):
+        benchmark.main()
+    written = json.loads(path.read_text())
+    assert written["failed"] == ["factors(2, 5)"]
+    assert written["about"]["nodes"] == 40
+    assert "copy" in {row["what"] for row in written["rows"]}
+    assert "| factors(2, 5) failed: OutOfMemoryError: CUDA out of memory. Tried | | | | |" in capsys.readouterr().out
+
+
 def test_without_a_gpu_it_says_what_is_missing():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -79,14 +81,16 @@ def test_iterations_repeated_as_a_graph_find_the_numbers_of_launched_ones(monkey
     if not gpu.available(GPU):
         pytest.skip(gpu_launch.lacking(GPU))
     parameters = {"layers": 6, "stages": (6,), "acceleration": "none", "iterations": 12, "first_layer": first_layer}
-    made, runs = [], []
-    new_graph = replay.new_graph
-    monkeypatch.setattr(replay, "new_graph", lambda: made.append(new_graph()) or made[-1])
+    replayed, runs = [], []
+    repeat = replay.Replay._replay
+    monkeypatch.setattr(replay.Replay, "_replay", lambda own, graph: replayed.append(graph) or repeat(own, graph))
+    caplog.set_level(logging.INFO, "pdadmm")
     for setting in ("1", "0"):
         monkeypatch.setenv(replay.SETTING, setting)
         runs.append(train_rank(problem_of("default"), settings_of("cuda", "1x1", parameters), LocalTransport()))
-    assert len(made) == 1
-    assert not caplog.messages  # of a graph that is not used
+    assert not [told for told in caplog.messages if "CUDA graph" in told]  # that is not made, or not used
+    assert len(replayed) == replay.TRIED + 12 - replay.STEADY
+    assert len(set(replayed)) == 1
     assert_near(*runs, tolerance("default"))
 
 
@@ -122,8 +126,9 @@ def without_bytes(results):
 @pytest.mark.parametrize("kind", [ThreadTransport, DirectThreads])
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", ["default", "gradient", "8 bits, stochastic"])
-def test_ranks_on_gpus_of_one_model_find_the_bits_of_one_process(case, ranks, kind):
-    """With the messages of each on a stream beside its work, staged and direct."""
+def test_ranks_on_gpus_of_one_model_find_the_bits_of_one_process(monkeypatch, case, ranks, kind):
+    """With the messages of each on a stream beside its work, staged and direct; stacks differ, and so do their sums."""
+    monkeypatch.setenv(SETTING, "0")
     given = settings_of("cuda", f"{ranks}x1", CASES[case])
     results = run_ranks(ranks, lambda transport: train_rank(problem_of(case), given, transport), kind)
     alone = train_rank(problem_of(case), settings_of("cuda", "1x1", CASES[case]), LocalTransport())

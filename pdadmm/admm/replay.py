@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -194,6 +194,16 @@ def new_graph() -> torch.cuda.CUDAGraph:
     return torch.cuda.CUDAGraph()
 
 
-def recording(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Let what is launched be recorded in ``graph`` instead; other threads may go on with what they do."""
-    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+    pool, work = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+    try:
+        # where it fails, torch.cuda.graph leaves its own stream the current one: the outer context brings back this one
+        with torch.cuda.stream(work), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield
+    except RuntimeError:
+        # up to 2.11 torch goes on as if it still recorded there, and gives no memory back; later ones say they do not
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
