@@ -123,6 +123,22 @@ def test_full_is_full_whatever_torch_was_told(before, fails, monkeypatch):
     assert (CPU_SETTING.fp32_precision, GPU_SETTING.fp32_precision) == (before, before)
 
 
+def test_full_lasts_until_the_last_training_ends(before):
+    """One thread's training may begin within another's, and end after it, and somebody may set torch in between."""
+    first, second = full_float32(), full_float32()
+    full = "none" if before == "none" else "ieee"
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (CPU_SETTING.fp32_precision, GPU_SETTING.fp32_precision) == (full, full)
+    GPU_SETTING.fp32_precision = "tf32"
+    with full_float32():
+        assert GPU_SETTING.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert CPU_SETTING.fp32_precision == before
+    assert GPU_SETTING.fp32_precision == "tf32"
+
+
 def test_full_float32_leaves_products_their_own():
     with full_float32(), inside(GPU_SETTING, "tf32"):
         assert GPU_SETTING.fp32_precision == "tf32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from recorded_graph import Graph, recording
 from stand_in_device import DEVICE, StandIn
 from test_grid import make_problem
 
-from pdadmm import Quantizer
+from pdadmm import InputError, Quantizer
 from pdadmm.admm import builder as builder_module
 from pdadmm.admm import replay as replay_module
 from pdadmm.admm import solver as solver_module
@@ -25,6 +26,7 @@ from pdadmm.parallel.transport import LocalTransport
 from pdadmm.trace import Trace
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+RECORDING = replay_module.recording  # itself, not what the tests put in its place
 SHAPE = {"layers": 5, "hidden": 6, "dtype": "float64", "acceleration": "none", "loss": "squared_error"}
 FORMS = {
     "gram": {"first_layer": "gram"},
@@ -166,6 +168,37 @@ def test_a_number_that_is_asked_for_cannot_be_recorded(graphs, caplog):
     assert [graph.replays for graph in graphs] == [0]
 
 
+def test_what_cannot_be_recorded_leaves_the_stream_that_was(monkeypatch):
+    """torch.cuda.graph has a stream of its own, and leaves it only where the recording ends well."""
+    streams = ["own"]
+
+    @contextmanager
+    def stream(one):
+        held = streams[-1]
+        streams.append(one)
+        try:
+            yield
+        finally:
+            streams.append(held)
+
+    class Unfinished:
+        def __init__(self, graph, capture_error_mode) -> None:
+            assert capture_error_mode == "thread_local"
+
+        def __enter__(self) -> None:
+            streams.append("recorded")
+
+        def __exit__(self, *error) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", Unfinished)
+    with pytest.raises(RuntimeError, match="during capture"), RECORDING(None):
+        assert streams[-1] == "recorded"
+    assert streams == ["own", "own", "recorded", "own"]
+
+
 @pytest.mark.parametrize("forgotten", ["W", "b", "a"])
 def test_a_graph_that_finds_other_numbers_is_noticed(graphs, monkeypatch, caplog, forgotten):
     """An array that moves from iteration to iteration and is not brought back."""
@@ -226,6 +259,9 @@ def test_graphs_are_for_one_process_with_a_gpu_and_our_kernels(monkeypatch):
     takes["kernels"] = True
     monkeypatch.setenv(SETTING, "0")
     assert not replays_on(GPU, transport)
+    monkeypatch.setenv(SETTING, "no")
+    with pytest.raises(InputError, match="PDADMM_GRAPHS = no: must be 0 or 1"):
+        replays_on(GPU, transport)
     monkeypatch.delenv(SETTING)
     transport.trace = Trace()
     assert not replays_on(GPU, transport)

@@ -15,7 +15,7 @@ from mpi_state import state_of
 from test_grid import make_problem
 from thread_transport import run_ranks
 
-from pdadmm import PDADMMG, Quantizer
+from pdadmm import PDADMMG, InputError, Quantizer
 from pdadmm.admm import builder as builder_module
 from pdadmm.admm import stack as stack_module
 from pdadmm.admm.activations import ACTIVATIONS
@@ -222,6 +222,9 @@ def test_a_gpu_stacks_unless_a_rank_is_told_not_to(monkeypatch):
     assert not nobody.asked
     monkeypatch.setenv(SETTING, "0")
     assert not stacks_on(GPU, Three(True, True))
+    monkeypatch.setenv(SETTING, "off")
+    with pytest.raises(InputError, match="PDADMM_STACKS = off: must be 0 or 1"):
+        stacks_on(GPU, Three(True, True))
 
 
 # What lies where

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer
 from pdadmm.admm.link import Link
 from pdadmm.admm.stack import LARGEST, Stack
 from pdadmm.kernels import gpu_launch
+from pdadmm.parallel.device import switched_on
 from pdadmm.parallel.transport import Transport
 from pdadmm.trace import NO_TRACE
 
@@ -109,7 +109,7 @@ def replays_on(device: torch.device, transport: Transport) -> bool:
     """Whether iterations on ``device`` are repeated as graphs: on a GPU with our kernels, in one process, untraced."""
     if device.type != "cuda" or transport.size > 1 or transport.trace is not NO_TRACE:
         return False
-    return os.environ.get(SETTING, "1") != "0" and gpu_launch.available(device)
+    return switched_on(SETTING) and gpu_launch.available(device)
 
 
 def repeatable(layers: Sequence[Layer], rows: int) -> bool:
@@ -194,6 +194,9 @@ def new_graph() -> torch.cuda.CUDAGraph:
     return torch.cuda.CUDAGraph()
 
 
-def recording(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[Any]:
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Let what is launched be recorded in ``graph`` instead; other threads may go on with what they do."""
-    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+    # the outer one gives the stream back after an error, too: torch.cuda.graph then leaves its own
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        yield
