@@ -13,6 +13,7 @@ from pdadmm.admm.link import Link
 from pdadmm.admm.updates import Moments, assemble_W, inverse_p, spd_solve, update_q_u_
 from pdadmm.kernels.fused import updates_for
 from pdadmm.parallel.device import switched_on
+from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import Transport
 
 __all__ = ["LARGEST", "SETTING", "Stack", "stacked", "stacks_on"]
@@ -131,8 +132,11 @@ def stacks_on(device: torch.device, transport: Transport) -> bool:
     """Whether equal layers are stacked on ``device``: on a GPU, unless a rank's PDADMM_STACKS is 0; collective there.
 
     On the CPU products fill a core, and one layer after the other has the same bits on every number of ranks.
+    InputError, on all ranks, where one's is neither 0 nor 1.
     """
-    return device.type == "cuda" and all(transport.allgather(switched_on(SETTING)))
+    if device.type != "cuda":
+        return False
+    return all(transport.allgather(together(transport, lambda: switched_on(SETTING))))
 
 
 def fits(layer: Layer, rows: int) -> bool:
@@ -154,9 +158,9 @@ def stacked(layers: Sequence[Layer], rows: int) -> list[Layer | Stack]:
     ``rows`` is the number of nodes of the largest shard: all shards of a layer sum the same sums.
     """
     units: list[Layer | Stack] = []
-    for together, run in groupby(layers, lambda layer: fits(layer, rows)):
+    for fitting, run in groupby(layers, lambda layer: fits(layer, rows)):
         members = list(run)
-        if together and len(members) > 1:
+        if fitting and len(members) > 1:
             units.append(Stack([layer for layer in members if isinstance(layer, HiddenLayer)]))
         else:
             units += members
