@@ -70,8 +70,9 @@ def test_native_products_ask_torch_for_their_format_and_put_it_back(name, settin
 
 
 def test_a_setting_goes_on_following_a_wider_one():
-    wide = torch.backends.fp32_precision
+    wide, held = torch.backends.fp32_precision, GPU_SETTING.fp32_precision
     try:
+        GPU_SETTING.fp32_precision = "none"
         torch.backends.fp32_precision = "tf32"
         with inside(GPU_SETTING, "ieee"):
             assert GPU_SETTING.fp32_precision == "ieee"
@@ -80,7 +81,7 @@ def test_a_setting_goes_on_following_a_wider_one():
         assert GPU_SETTING.fp32_precision == "ieee"
     finally:
         torch.backends.fp32_precision = wide
-        GPU_SETTING.fp32_precision = "none"
+        GPU_SETTING.fp32_precision = held
 
 
 def test_threads_take_turns_at_a_setting():
