@@ -50,15 +50,19 @@ def facts() -> dict[str, str]:
 
 
 def _gpu() -> str:
-    """Say which GPU torch can use, and whether our kernels run on it."""
+    """Say which GPU torch can use, whether our kernels run on it, and what the environment turns off there."""
     import torch
 
+    from pdadmm.admm.replay import SETTING as GRAPHS
+    from pdadmm.admm.stack import SETTING as STACKS
     from pdadmm.kernels import gpu_launch
+    from pdadmm.parallel.device import switched_on
 
     if not torch.cuda.is_available():
         return "none that this torch can use"
     device = torch.device("cuda", torch.cuda.current_device())
-    return f"{torch.cuda.get_device_name(device)}, {gpu_launch.lacking(device) or 'CuPy runs its kernels'}"
+    told = [torch.cuda.get_device_name(device), gpu_launch.lacking(device) or "CuPy runs its kernels"]
+    return ", ".join([*told, *(f"{setting}=0" for setting in (STACKS, GRAPHS) if not switched_on(setting))])
 
 
 def _cupy() -> list[str]:
@@ -74,13 +78,17 @@ def _version(package: str) -> str:
 
 
 def _bf16() -> str:
-    """Say whether the processor multiplies bfloat16 itself."""
+    """Say whether the processor multiplies bfloat16 itself, and whether torch's products of float32 arrays use that."""
+    from pdadmm.admm.products import has_bf16
+
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:
         return "unknown"
     found = sorted(words & {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
-    return f"in hardware ({', '.join(found)})" if found else "not in hardware"
+    if not found:
+        return "not in hardware"
+    return f"in hardware ({', '.join(found)}), products {'use it' if has_bf16() else 'of torch do not use it'}"
 
 
 def mpi_facts() -> dict[str, str]:

@@ -70,8 +70,9 @@ def test_native_products_ask_torch_for_their_format_and_put_it_back(name, settin
 
 
 def test_a_setting_goes_on_following_a_wider_one():
-    wide = torch.backends.fp32_precision
+    wide, held = torch.backends.fp32_precision, GPU_SETTING.fp32_precision
     try:
+        GPU_SETTING.fp32_precision = "none"
         torch.backends.fp32_precision = "tf32"
         with inside(GPU_SETTING, "ieee"):
             assert GPU_SETTING.fp32_precision == "ieee"
@@ -80,7 +81,7 @@ def test_a_setting_goes_on_following_a_wider_one():
         assert GPU_SETTING.fp32_precision == "ieee"
     finally:
         torch.backends.fp32_precision = wide
-        GPU_SETTING.fp32_precision = "none"
+        GPU_SETTING.fp32_precision = held
 
 
 def test_threads_take_turns_at_a_setting():
@@ -121,6 +122,22 @@ def test_full_is_full_whatever_torch_was_told(before, fails, monkeypatch):
         assert fails
     assert seen == [(("none" if before == "none" else "ieee"),) * 2]
     assert (CPU_SETTING.fp32_precision, GPU_SETTING.fp32_precision) == (before, before)
+
+
+def test_full_lasts_until_the_last_training_ends(before):
+    """One thread's training may begin within another's, and end after it, and somebody may set torch in between."""
+    first, second = full_float32(), full_float32()
+    full = "none" if before == "none" else "ieee"
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (CPU_SETTING.fp32_precision, GPU_SETTING.fp32_precision) == (full, full)
+    GPU_SETTING.fp32_precision = "tf32"
+    with full_float32():
+        assert GPU_SETTING.fp32_precision == "ieee"
+    second.__exit__(None, None, None)
+    assert CPU_SETTING.fp32_precision == before
+    assert GPU_SETTING.fp32_precision == "tf32"
 
 
 def test_full_float32_leaves_products_their_own():

@@ -13,7 +13,7 @@ from recorded_graph import Graph, recording
 from stand_in_device import DEVICE, StandIn
 from test_grid import make_problem
 
-from pdadmm import Quantizer
+from pdadmm import InputError, Quantizer
 from pdadmm.admm import builder as builder_module
 from pdadmm.admm import replay as replay_module
 from pdadmm.admm import solver as solver_module
@@ -25,8 +25,8 @@ from pdadmm.kernels import gpu_launch
 from pdadmm.parallel.transport import LocalTransport
 from pdadmm.trace import Trace
 
-RECORDING = replay_module.recording
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+RECORDING = replay_module.recording  # itself, not what the tests put in its place
 SHAPE = {"layers": 5, "hidden": 6, "dtype": "float64", "acceleration": "none", "loss": "squared_error"}
 FORMS = {
     "gram": {"first_layer": "gram"},
@@ -272,6 +272,9 @@ def test_graphs_are_for_one_process_with_a_gpu_and_our_kernels(monkeypatch):
     takes["kernels"] = True
     monkeypatch.setenv(SETTING, "0")
     assert not replays_on(GPU, transport)
+    monkeypatch.setenv(SETTING, "no")
+    with pytest.raises(InputError, match="PDADMM_GRAPHS = no: must be 0 or 1"):
+        replays_on(GPU, transport)
     monkeypatch.delenv(SETTING)
     transport.trace = Trace()
     assert not replays_on(GPU, transport)

@@ -15,7 +15,7 @@ from mpi_state import state_of
 from test_grid import make_problem
 from thread_transport import run_ranks
 
-from pdadmm import PDADMMG, Quantizer
+from pdadmm import PDADMMG, InputError, Quantizer
 from pdadmm.admm import builder as builder_module
 from pdadmm.admm import stack as stack_module
 from pdadmm.admm.activations import ACTIVATIONS
@@ -207,12 +207,12 @@ def test_shards_of_unequal_size_decide_alike(monkeypatch):
 
 def test_a_gpu_stacks_unless_a_rank_is_told_not_to(monkeypatch):
     class Three:
-        def __init__(self, *others: bool) -> None:
-            self.others, self.asked = others, 0
+        def __init__(self, *others: bool, error: InputError | None = None) -> None:
+            self.others, self.error, self.asked = others, error, 0
 
-        def allgather(self, own: bool) -> list[bool]:
+        def allgather(self, own):
             self.asked += 1
-            return [*self.others, own]
+            return [*self.others, own] if isinstance(own, bool) else [self.error, own]
 
     monkeypatch.delenv(SETTING, raising=False)
     assert stacks_on(GPU, Three(True, True))
@@ -220,8 +220,13 @@ def test_a_gpu_stacks_unless_a_rank_is_told_not_to(monkeypatch):
     nobody = Three()
     assert not stacks_on(CPU, nobody)
     assert not nobody.asked
+    with pytest.raises(InputError, match="PDADMM_STACKS = no"):
+        stacks_on(GPU, Three(True, True, error=InputError(SETTING, "no", "0 or 1")))
     monkeypatch.setenv(SETTING, "0")
     assert not stacks_on(GPU, Three(True, True))
+    monkeypatch.setenv(SETTING, "off")
+    with pytest.raises(InputError, match="PDADMM_STACKS = off: must be 0 or 1"):
+        stacks_on(GPU, Three(True, True))
 
 
 # What lies where

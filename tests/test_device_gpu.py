@@ -127,7 +127,7 @@ def without_bytes(results):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", ["default", "gradient", "8 bits, stochastic"])
 def test_ranks_on_gpus_of_one_model_find_the_bits_of_one_process(monkeypatch, case, ranks, kind):
-    """With the messages of each on a stream beside its work, staged and direct; stacks differ, and so do their sums."""
+    """With the messages of each on a stream beside its work, staged and direct; layer after layer, in both."""
     monkeypatch.setenv(SETTING, "0")
     given = settings_of("cuda", f"{ranks}x1", CASES[case])
     results = run_ranks(ranks, lambda transport: train_rank(problem_of(case), given, transport), kind)

@@ -50,6 +50,23 @@ def test_a_gpu_is_told_with_what_its_kernels_lack(monkeypatch):
     for why, words in ((None, "H100, CuPy runs its kernels"), ("CuPy is not installed", "H100, CuPy is not installed")):
         monkeypatch.setattr(gpu_launch, "lacking", lambda device, why=why: why)
         assert doctor.facts()["gpu"] == words
+    monkeypatch.setenv("PDADMM_STACKS", "0")
+    monkeypatch.setenv("PDADMM_GRAPHS", "1")
+    assert doctor.facts()["gpu"] == "H100, CuPy is not installed, PDADMM_STACKS=0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "used", "words"),
+    [
+        ("fpu avx512_bf16", True, "in hardware (avx512_bf16), products use it"),
+        ("fpu avx512_bf16", False, "in hardware (avx512_bf16), products of torch do not use it"),
+        ("fpu", True, "not in hardware"),
+    ],
+)
+def test_bf16_is_told_with_whether_products_use_it(monkeypatch, flags, used, words):
+    monkeypatch.setattr(doctor.Path, "read_text", lambda path, **more: flags)
+    monkeypatch.setattr("pdadmm.admm.products.has_bf16", lambda: used)
+    assert doctor._bf16() == words
 
 
 @pytest.mark.parametrize(

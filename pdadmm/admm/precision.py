@@ -12,6 +12,8 @@ import torch
 __all__ = ["full_float32", "inside"]
 
 _turns = threading.RLock()  # two threads that set it and put it back by turns would leave it set
+_changed: list[tuple[Any, str]] = []  # what full_float32 found, in the order of its changes
+_under_way = 0  # how many threads, or callers in one, are inside full_float32
 
 
 @contextmanager
@@ -31,19 +33,25 @@ def inside(setting: Any, value: str) -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Let products of float32 arrays be float32's on the CPU and on a GPU, whatever torch was told before."""
+    """Let products of float32 arrays be float32's on the CPU and on a GPU, whatever torch was told before.
+
+    It is put back when the last of those who asked for it ends: until then the others rely on it.
+    """
+    global _under_way
     with _turns:
-        settings: tuple[Any, ...] = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-        held = [(setting, setting.fp32_precision) for setting in settings]
-        changed = [(setting, before) for setting, before in held if before not in ("ieee", "none")]
-        for setting, _ in changed:
-            setting.fp32_precision = "ieee"
+        _under_way += 1
+        for setting in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul):  # type: ignore[attr-defined]
+            before = setting.fp32_precision
+            if before not in ("ieee", "none"):
+                _changed.append((setting, before))
+                setting.fp32_precision = "ieee"
     try:
         yield
     finally:
         with _turns:
-            for setting, before in changed:
-                _put_back(setting, before)
+            _under_way -= 1
+            while _changed and not _under_way:
+                _put_back(*_changed.pop())
 
 
 def _put_back(setting: Any, before: str) -> None:

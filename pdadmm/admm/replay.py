@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +14,7 @@ from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer
 from pdadmm.admm.link import Link
 from pdadmm.admm.stack import LARGEST, Stack
 from pdadmm.kernels import gpu_launch
+from pdadmm.parallel.device import switched_on
 from pdadmm.parallel.transport import Transport
 from pdadmm.trace import NO_TRACE
 
@@ -86,10 +86,10 @@ class Replay:
             self.network.update()
         expected = state.copies()
         state.put_back()
-        for (holder, name), ours, due in zip(state.slots, found, expected, strict=True):
-            if not near(ours, due):
-                log.warning("a CUDA graph found another %s of %s: it is not used", name, type(holder).__name__)
-                return None
+        other = first_other(state.slots, found, expected)
+        if other is not None:
+            log.warning("a CUDA graph found another %s: it is not used", other)
+            return None
         return graph
 
     def _record(self, graph: torch.cuda.CUDAGraph, state: Kept) -> None:
@@ -109,7 +109,7 @@ def replays_on(device: torch.device, transport: Transport) -> bool:
     """Whether iterations on ``device`` are repeated as graphs: on a GPU with our kernels, in one process, untraced."""
     if device.type != "cuda" or transport.size > 1 or transport.trace is not NO_TRACE:
         return False
-    return os.environ.get(SETTING, "1") != "0" and gpu_launch.available(device)
+    return switched_on(SETTING) and gpu_launch.available(device)
 
 
 def repeatable(layers: Sequence[Layer], rows: int) -> bool:
@@ -183,10 +183,18 @@ def channels_of(units: Sequence[Layer | Stack]) -> list[Any]:
     return [channel for link in links_of(units) for channel in (link.p_channel, link.q_channel)]
 
 
-def near(found: Tensor, expected: Tensor) -> bool:
-    """Whether two arrays are equal but for rounding; NaN is no number that a graph is to repeat."""
-    bound = torch.finfo(expected.dtype).eps ** 0.5
-    return bool((found - expected).norm() <= bound * expected.norm())
+def first_other(slots: Sequence[Slot], found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    """Name the first array that is not the expected one but for rounding, None where all are; NaN is another number.
+
+    Rounding is beside the largest array of a holder: a residual is what it leaves of two others.
+    """
+    sizes: dict[int, float] = {}
+    for (holder, _), due in zip(slots, expected, strict=True):
+        sizes[id(holder)] = max(sizes.get(id(holder), 0.0), float(due.norm()))
+    for (holder, name), ours, due in zip(slots, found, expected, strict=True):
+        if not float((ours - due).norm()) <= sizes[id(holder)] * torch.finfo(due.dtype).eps ** 0.5:
+            return f"{name} of {type(holder).__name__}"
+    return None
 
 
 def new_graph() -> torch.cuda.CUDAGraph:
@@ -204,6 +212,6 @@ def recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
             yield
     except RuntimeError:
         # up to 2.11 torch goes on as if it still recorded there, and gives no memory back; later ones say they do not
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         raise

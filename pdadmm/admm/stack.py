@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -13,6 +12,8 @@ from pdadmm.admm.layer import HiddenLayer, Layer, Terms
 from pdadmm.admm.link import Link
 from pdadmm.admm.updates import Moments, assemble_W, inverse_p, spd_solve, update_q_u_
 from pdadmm.kernels.fused import updates_for
+from pdadmm.parallel.device import switched_on
+from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import Transport
 
 __all__ = ["LARGEST", "SETTING", "Stack", "stacked", "stacks_on"]
@@ -79,8 +80,8 @@ class Stack:
         about = torch.sub(p, self.centre[:, None], out=scratch[p.shape])
         sums = about.mT @ about, self.z.mT @ about, about.sum(1), self.z.sum(1)
         moments = Moments(*sums, p.shape[1], self.centre).over(self.shard)
-        weights = penalties.mu / penalties.nu, penalties.prox_W * self.unit, penalties.kappa_identity * self.unit
-        mu_over_nu, prox, kappa = weights
+        prox, kappa = penalties.prox_W * self.unit, penalties.kappa_identity * self.unit
+        mu_over_nu = penalties.mu / penalties.nu
         W = spd_solve(*assemble_W(moments, self.W, mu_over_nu, prox, kappa, self.target))
         centre = moments.mean_p()
         b = moments.z_sum / moments.count - (W @ centre[..., None]).squeeze(-1)
@@ -131,8 +132,11 @@ def stacks_on(device: torch.device, transport: Transport) -> bool:
     """Whether equal layers are stacked on ``device``: on a GPU, unless a rank's PDADMM_STACKS is 0; collective there.
 
     On the CPU products fill a core, and one layer after the other has the same bits on every number of ranks.
+    InputError, on all ranks, where one's is neither 0 nor 1.
     """
-    return device.type == "cuda" and all(transport.allgather(os.environ.get(SETTING, "1") != "0"))
+    if device.type != "cuda":
+        return False
+    return all(transport.allgather(together(transport, lambda: switched_on(SETTING))))
 
 
 def fits(layer: Layer, rows: int) -> bool:
@@ -154,9 +158,9 @@ def stacked(layers: Sequence[Layer], rows: int) -> list[Layer | Stack]:
     ``rows`` is the number of nodes of the largest shard: all shards of a layer sum the same sums.
     """
     units: list[Layer | Stack] = []
-    for together, run in groupby(layers, lambda layer: fits(layer, rows)):
+    for fitting, run in groupby(layers, lambda layer: fits(layer, rows)):
         members = list(run)
-        if together and len(members) > 1:
+        if fitting and len(members) > 1:
             units.append(Stack([layer for layer in members if isinstance(layer, HiddenLayer)]))
         else:
             units += members

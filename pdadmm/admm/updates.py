@@ -327,9 +327,8 @@ def assemble_W(
     Of K layers at once, sums and W have one more dimension in front, and prox and kappa are (K,).
     """
     sums = (moments.pp, moments.zp, moments.p_sum, moments.z_sum)
-    if isinstance(prox, Tensor) or isinstance(kappa, Tensor):
-        pass  # of K layers: the C form has one
-    elif compiled.takes(*sums, W_old, W_old if target is None else target):
+    arrays = (*sums, W_old, W_old if target is None else target)
+    if not isinstance(prox, Tensor) and not isinstance(kappa, Tensor) and compiled.takes(*arrays):  # C: of one layer
         return compiled.assemble_W(sums, moments.count, W_old, target, prox, mu_over_nu + kappa, kappa)
     p_mean = moments.p_sum / moments.count
     system = moments.pp - p_mean[..., :, None] * moments.p_sum[..., None, :]
@@ -340,7 +339,10 @@ def assemble_W(
     system.diagonal(dim1=-2, dim2=-1).add_((weight + (mu_over_nu + kappa))[..., None])
     right.addcmul_(W_old, weight[..., None, None])
     if target is not None:
-        right.add_(target * (kappa[..., None, None] if isinstance(kappa, Tensor) else kappa))
+        if isinstance(kappa, Tensor):
+            right.addcmul_(target, kappa[..., None, None])
+        else:
+            right.add_(target, alpha=kappa)
     return system, right
 
 

@@ -256,7 +256,8 @@ template <typename T> __device__ void inverse(const T *A, T *out, int m, T scale
 // B's rows from `row` on to or from `bands` rows of tiles behind the triangle, [x TILE + y] with y in a row of tiles
 // and x in a column; lanes go along rows of B by eights, which are whole sectors.
 template <bool OUT, typename T>
-__device__ __forceinline__ void move_rows(const Tiles<T> &tiles, const T *from, T *to, int row, int n, int m, int bands) {
+__device__ __forceinline__ void move_rows(const Tiles<T> &tiles, const T *from, T *to, int row, int n, int m,
+                                          int bands) {
   int x = threadIdx.x % 8 + threadIdx.x / 128 * 8, y = threadIdx.x / 8 % TILE;
   for (int b = 0; b < bands; b++)
 #pragma unroll 8

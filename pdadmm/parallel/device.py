@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "messages_of",
     "moved",
     "own_device",
+    "switched_on",
     "synchronize",
 ]
 
@@ -101,6 +103,14 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory of a GPU that this process can have: what nobody holds, and what torch holds without need."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def switched_on(setting: str) -> bool:
+    """Whether an environment variable, 1 by default, lets GPUs do what 0 turns off; InputError for another value."""
+    given = os.environ.get(setting) or "1"
+    if given not in ("0", "1"):
+        raise InputError(setting, given, "0 or 1")
+    return given == "1"
 
 
 def synchronize(device: torch.device) -> None:
