@@ -139,7 +139,7 @@ def stacks_on(device: torch.device, transport: Transport) -> bool:
     return all(transport.allgather(together(transport, lambda: switched_on(SETTING))))
 
 
-def fits(layer: Layer, rows: int) -> bool:
+def stackable(layer: Layer, rows: int) -> bool:
     """Whether a layer may be part of a stack: hidden, small, in its exact form, beside plain links of this rank."""
     return (
         isinstance(layer, HiddenLayer)
@@ -158,7 +158,7 @@ def stacked(layers: Sequence[Layer], rows: int) -> list[Layer | Stack]:
     ``rows`` is the number of nodes of the largest shard: all shards of a layer sum the same sums.
     """
     units: list[Layer | Stack] = []
-    for fitting, run in groupby(layers, lambda layer: fits(layer, rows)):
+    for fitting, run in groupby(layers, lambda layer: stackable(layer, rows)):
         members = list(run)
         if fitting and len(members) > 1:
             units.append(Stack([layer for layer in members if isinstance(layer, HiddenLayer)]))
