@@ -170,7 +170,23 @@ def training() -> str:
     return f"test accuracy {accuracy:.2f} on a made-up graph"
 
 
+def training_on_gpu() -> str:
+    """A network trained on the GPU has the objectives of the same one trained on the CPU, to rounding."""
+    runs = (small_run(layers=8, iterations=10, dtype="float64", device=device)[1] for device in ("cuda", "cpu"))
+    found, expected = (run.history_.column("objective") for run in runs)
+    worst = max(abs(ours - due) / due for ours, due in zip(found, expected, strict=True))
+    _need(worst < 1e-6, f"an objective differs from the CPU's by {worst:.0e} of it")
+    return f"objectives of the CPU, to {worst:.0e} of them"
+
+
 CHECKS: dict[str, Callable[[], str]] = {"closed forms": closed_forms, "codec": codec, "training": training}
+
+
+def checks() -> dict[str, Callable[[], str]]:
+    """Return what is checked in one process here: CHECKS, and where torch can use a GPU a training there."""
+    import torch
+
+    return CHECKS | ({"gpu training": training_on_gpu} if torch.cuda.is_available() else {})
 
 
 def _need(holds: bool, otherwise: str) -> None:
@@ -192,7 +208,7 @@ def run_check(check: Callable[[], str]) -> tuple[bool, str]:
 # Ranks
 
 
-def small_run(comm: Any = None) -> tuple[Any, Any]:
+def small_run(comm: Any = None, **parameters: Any) -> tuple[Any, Any]:
     """Return a made-up graph and PDADMMG trained on it, in this process alone or on the ranks of ``comm``.
 
     One BLAS thread: bits depend on their number.
@@ -204,7 +220,8 @@ def small_run(comm: Any = None) -> tuple[Any, Any]:
 
         comm = MPI.COMM_SELF
     graph = csbm(150, num_classes=3, num_features=6, seed=2)
-    return graph, PDADMMG(layers=4, hidden=8, iterations=6, hops=2, threads=1).fit(graph, comm=comm)
+    chosen = {"layers": 4, "hidden": 8, "iterations": 6, "hops": 2, "threads": 1} | parameters
+    return graph, PDADMMG(**chosen).fit(graph, comm=comm)
 
 
 def same_on_ranks(comm: Any) -> str:

@@ -9,14 +9,16 @@ import sys
 import pytest
 import torch
 from mpi_launch import NEEDS_MPI, mpiexec
+from stand_in_device import DEVICE, StandIn
 
 from pdadmm import __version__, doctor
-from pdadmm.admm import updates
+from pdadmm.admm import solver, updates
 from pdadmm.cli import main
 from pdadmm.kernels import gpu_launch
-from pdadmm.parallel import launch
+from pdadmm.parallel import device, launch
 from pdadmm.quantize import Coder
 
+CPU = torch.device("cpu")
 FACTS = ("pdadmm", "packages", "kernels", "processor", "bf16", "gpu", "data", "threads")
 
 
@@ -35,10 +37,10 @@ def test_without_mpi_it_works(alone, capsys):
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     told = lines_of(out)
-    assert tuple(told) == (*FACTS, *doctor.CHECKS, "mpi")
+    assert tuple(told) == (*FACTS, *doctor.checks(), "mpi")
     assert told["pdadmm"].startswith(f"{__version__} on Python {sys.version.split()[0]}")
     assert f"torch {torch.__version__}" in told["packages"]
-    assert all(told[name].startswith("ok: ") for name in doctor.CHECKS)
+    assert all(told[name].startswith("ok: ") for name in doctor.checks())
     assert "pip install" in told["mpi"]
     assert err == ""
 
@@ -53,6 +55,28 @@ def test_a_gpu_is_told_with_what_its_kernels_lack(monkeypatch):
     monkeypatch.setenv("PDADMM_STACKS", "0")
     monkeypatch.setenv("PDADMM_GRAPHS", "1")
     assert doctor.facts()["gpu"] == "H100, CuPy is not installed, PDADMM_STACKS=0"
+
+
+def test_a_training_on_the_gpu_is_compared_with_one_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(solver, "choose_device", lambda name, transport: DEVICE if name == "cuda" else CPU)
+    monkeypatch.setattr("pdadmm.admm.estimator.check_device", lambda name: None)
+    monkeypatch.setattr(device, "own_device", lambda name: CPU)
+    with StandIn():
+        passed, told = doctor.run_check(doctor.training_on_gpu)
+        assert passed, told
+        assert re.fullmatch(r"objectives of the CPU, to \de-\d+ of them \(.* s\)", told)
+        update = updates.update_u_
+        monkeypatch.setattr(updates, "update_u_", lambda u, p, q, rho: update(u, p, q, rho if u.is_cpu else 0.9 * rho))
+        passed, told = doctor.run_check(doctor.training_on_gpu)
+    assert not passed
+    assert "an objective differs from the CPU's by" in told
+
+
+def test_a_gpu_is_checked_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor.checks() == doctor.CHECKS
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [*doctor.checks()] == [*doctor.CHECKS, "gpu training"]
 
 
 @pytest.mark.parametrize(
