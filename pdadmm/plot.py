@@ -58,7 +58,7 @@ def plot_convergence(
     with matplotlib.rc_context(FONT):
         figure = figure_class(figsize=(12.0, 4.0), layout="constrained")
         panels = figure.subplots(1, 3)
-        _draw(panels[0], runs, x, "objective", OBJECTIVE, log=True)
+        _draw(panels[0], runs, x, _objective(runs), OBJECTIVE, log=True)
         _draw(panels[1], runs, x, "squared residuals, summed over layers", RESIDUALS, log=True)
         _draw(panels[2], runs, x, "accuracy of the composed network", ACCURACIES)
         _mark_growth(panels, runs)
@@ -67,6 +67,12 @@ def plot_convergence(
         if path is not None:
             save_figure(figure, Path(path))
     return figure
+
+
+def _objective(runs: Mapping[str, Any]) -> str:
+    """Return the title of the objective's panel: pdADMM-G's is a sum over nodes, other solvers' a mean."""
+    by_admm = {any(row.get("residual_link") is not None for _, row in rows) for rows in runs.values()}
+    return "objective" if len(by_admm) == 1 else "objective (sum in pdADMM-G, else mean)"
 
 
 def checked(histories: Any, x: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:

@@ -45,6 +45,15 @@ def test_the_three_panels_hold_the_curves():
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["validation", "test"]
 
 
+def test_objectives_of_two_kinds_are_told_apart():
+    residuals = ("residual_link", "residual_linear", "residual_activation")
+    alike = {"one": history(), "two": history()}
+    for runs in (alike, {name: without(run, *residuals) for name, run in alike.items()}):
+        assert plot_convergence(runs).axes[0].get_title(loc="left") == "objective"
+    mixed = plot_convergence({"ours": history(), "adam": without(history(), *residuals)})
+    assert mixed.axes[0].get_title(loc="left") == "objective (sum in pdADMM-G, else mean)"
+
+
 def test_a_history_draws_itself(tmp_path):
     """The same figure as plot_convergence of this one run, and the same refusals."""
     figure = history().plot(tmp_path / "run.png", x="seconds")
