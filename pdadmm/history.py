@@ -1,7 +1,8 @@
-"""What a run records: a list of dicts, one an iteration, with JSON lines in and out."""
+"""What a run records: a list of dicts, one an iteration, with JSON lines in and out, and a CSV table out."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -63,6 +64,13 @@ class History(list):
     def to_jsonl(self, path: str | os.PathLike) -> None:
         """Write one JSON object a line."""
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in self), encoding="utf-8")
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write a table with a column for each quantity, empty where an iteration has none."""
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self for key in row)))
+            writer.writeheader()
+            writer.writerows(self)
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike) -> History:

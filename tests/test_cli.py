@@ -144,6 +144,17 @@ def test_flags_reach_the_solver(run, tmp_path):
     assert [stage["layers"] for stage in summary["stages"]] == [2, 3]
 
 
+@pytest.mark.parametrize("more", [[], ["--run"]])
+def test_a_history_named_csv_is_a_table(run, tmp_path, more):
+    places = [*more, *([tmp_path / "r"] if more else []), "--history", tmp_path / "h.csv"]
+    assert run(*TINY, *places)[0] == 0
+    header, *rows = (tmp_path / "h.csv").read_text().splitlines()
+    assert header.startswith("iteration,stage,layers,objective,")
+    assert [row.split(",")[0] for row in rows] == [str(k) for k in range(1, len(rows) + 1)]
+    if more:
+        assert len(History.from_jsonl(tmp_path / "r" / "history.jsonl")) == len(rows)
+
+
 def test_the_same_as_in_python(run, tmp_path):
     assert run(*TINY, "--save", tmp_path / "m")[0] == 0
     graph = pdadmm.load_dataset("csbm:120")

@@ -32,6 +32,14 @@ def test_json_lines_bring_every_row_back(file, rows):
     assert len(file.read_text(encoding="utf-8").splitlines()) == len(rows)
 
 
+def test_a_table_has_a_column_for_each_quantity(tmp_path):
+    History([{"iteration": 1, "objective": 0.1}, {"iteration": 2, "val_accuracy": 1 / 3}]).to_csv(tmp_path / "h.csv")
+    text = (tmp_path / "h.csv").read_bytes().decode()
+    assert text.splitlines() == ["iteration,objective,val_accuracy", "1,0.1,", "2,,0.3333333333333333"]
+    History().to_csv(tmp_path / "empty.csv")
+    assert (tmp_path / "empty.csv").read_text().strip() == ""
+
+
 def test_column():
     history = History([{"a": 1}, {"b": 2}])
     assert history.column("a") == [1, None]

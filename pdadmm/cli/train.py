@@ -191,15 +191,21 @@ def _summary(
     }
 
 
+def _write_history(history: History, path: str) -> None:
+    (history.to_csv if path.endswith(".csv") else history.to_jsonl)(path)
+
+
 def _write(given: argparse.Namespace, estimator: Any, summary: dict[str, Any], trace: Trace | None) -> None:
     """Write the results, each to its place; InputError for those that cannot be written, after the others."""
     text = json.dumps(summary, indent=1) + "\n"
     jobs: list[tuple[str, Any, Callable[[Any], Any]]] = [
         ("summary", given.summary, lambda path: Path(path).write_text(text, encoding="utf-8")),
-        ("history", given.history, estimator.history_.to_jsonl),
+        ("history", given.history, partial(_write_history, estimator.history_)),
         ("save", given.save, estimator.save),
-        *((flag, path, partial(shutil.copyfile, getattr(given, flag))) for flag, path in given.copies.items()),
     ]
+    for flag, path in given.copies.items():
+        copy = partial(shutil.copyfile, getattr(given, flag))
+        jobs.append((flag, path, partial(_write_history, estimator.history_) if flag == "history" else copy))
     if trace is not None:
         jobs.append(("trace", given.trace, trace.write))
     failed = []
