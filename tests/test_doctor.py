@@ -39,7 +39,7 @@ def test_without_mpi_it_works(alone, capsys):
     told = lines_of(out)
     assert tuple(told) == (*FACTS, *doctor.checks(), "mpi")
     assert told["pdadmm"].startswith(f"{__version__} on Python {sys.version.split()[0]}")
-    assert f"torch {torch.__version__}" in told["packages"]
+    assert f"torch {torch.__version__.partition('+')[0]}" in told["packages"]  # a wheel may leave out its build
     assert all(told[name].startswith("ok: ") for name in doctor.checks())
     assert "pip install" in told["mpi"]
     assert err == ""
