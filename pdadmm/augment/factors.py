@@ -11,6 +11,7 @@ MOST_NODES = 512  # a step costs (nodes)^3; with thousands of nodes equal hops a
 _RIDGE = 0.2
 _TOWARD_ONE = 0.001
 _STEPS = 25
+_FARTHEST = 100.0  # from log c = 0 that the error is asked at: a line search may try places whose squares overflow
 _FINENESS = 64  # factors are powers of 2^(1/64): rounding of the sums does not reach them
 
 
@@ -59,8 +60,9 @@ class LeaveOneOut:
         self.scale = 1.0 / (target**2).sum()
 
     def __call__(self, logs: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the value and the gradient at ``logs``, log c [K + 1]."""
-        squares, Y = np.exp(2.0 * logs), self.target
+        """Return the value and the gradient at ``logs``, log c [K + 1]; beyond 100 the errors are those at 100."""
+        near = logs.clip(-_FARTHEST, _FARTHEST)
+        squares, Y = np.exp(2.0 * near), self.target
         A = np.tensordot(squares, self.kernels, 1)
         A.flat[:: len(A) + 1] += squares @ self.ridges
         G = np.linalg.inv(A)
@@ -70,4 +72,4 @@ class LeaveOneOut:
         # d e_i = -(G dA alpha)_i / g_i + alpha_i (G dA G)_ii / g_i^2, so the derivative by A is
         by_A = 2.0 * self.scale * ((G * (e * alpha / g**2).sum(axis=1)) @ G - (G @ (e / g)) @ alpha.T)
         by_square = np.tensordot(self.kernels, by_A, 2) + self.ridges * by_A.trace()
-        return float(value), 2.0 * squares * by_square + 2.0 * _TOWARD_ONE * logs
+        return float(value), 2.0 * squares * by_square * (near == logs) + 2.0 * _TOWARD_ONE * logs
