@@ -17,6 +17,7 @@ from pdadmm import InputError, Quantizer
 from pdadmm.admm import builder as builder_module
 from pdadmm.admm import replay as replay_module
 from pdadmm.admm import solver as solver_module
+from pdadmm.admm import stack as stack_module
 from pdadmm.admm.network import Network
 from pdadmm.admm.replay import SETTING, STEADY, TRIED, Replay, repeatable, replays_on
 from pdadmm.admm.settings import ADMMSettings
@@ -254,7 +255,7 @@ def test_what_waits_for_messages_or_is_large_is_launched(monkeypatch):
             assert network.replay is None
         network = network_of(True)
         assert repeatable(network.layers, 20)
-        monkeypatch.setattr(replay_module, "LARGEST", 119)
+        monkeypatch.setattr(stack_module, "LARGEST", 119)
         assert not repeatable(network.layers, 20)
 
 

@@ -51,7 +51,7 @@ class Network:
         self.depth = max(run.stop for run in placement)
         self.lowers = [layer for layer in self.layers if layer.index + 1 < self.depth]
         self.stacks, self.rows = stacks, nodes if shard.alone else -(-shard.nodes // shard.group.size)
-        self._units: list[Layer | Stack] | None = None if stacks else [*self.layers]
+        self._units: list[Layer | Stack] | None = None
         self.active = bool(self.layers)
         self.replay: Replay | None = None
         self.remote: list[Link] = []  # those of which another rank has the other side
@@ -111,7 +111,7 @@ class Network:
     def units(self) -> list[Layer | Stack]:
         """What is updated at once: this rank's layers, those that may be stacked in one Stack; lowest first."""
         if self._units is None:  # once the layers have their start, or a checkpoint's state
-            self._units = stacked(self.layers, self.rows)
+            self._units = stacked(self.layers, self.rows) if self.stacks else [*self.layers]
         return self._units
 
     def iterate(self) -> None:
@@ -232,7 +232,7 @@ class Network:
         own = {layer.index: states(layer.index) for layer in self.layers}
         for layer in self.layers:
             layer.restore(own[layer.index])
-        self._units = None if self.stacks else self._units
+        self._units = None
         if self.replay is not None:
             self.replay.forget()
         for link, lower in self._links().items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pdadmm.admm.layer import FirstLayer, HiddenLayer, Layer
 from pdadmm.admm.link import Link
-from pdadmm.admm.stack import LARGEST, Stack
+from pdadmm.admm.stack import Stack, small_and_plain
 from pdadmm.kernels import gpu_launch
 from pdadmm.parallel.device import switched_on
 from pdadmm.parallel.transport import Transport
@@ -115,13 +115,7 @@ def replays_on(device: torch.device, transport: Transport) -> bool:
 def repeatable(layers: Sequence[Layer], rows: int) -> bool:
     """Whether an iteration is worth a graph, and may be one: small, and the device is never waited for in it."""
     uppers = [layer for layer in layers if isinstance(layer, HiddenLayer)]
-    return (
-        bool(uppers)
-        and all(layer.exact and layer.grid is None and not layer.products.terms for layer in uppers)
-        and all(link.plain for link in links_of(layers))
-        and all(rows * max(layer.W.shape) <= LARGEST for layer in uppers)
-        and kernels_take(uppers)
-    )
+    return bool(uppers) and all(small_and_plain(layer, rows) for layer in uppers) and kernels_take(uppers)
 
 
 def kernels_take(uppers: Sequence[HiddenLayer]) -> bool:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pdadmm.admm.layer import HiddenLayer, Layer, Terms
-from pdadmm.admm.link import Link
-from pdadmm.admm.updates import Moments, assemble_W, inverse_p, spd_solve, update_q_u_
-from pdadmm.kernels.fused import updates_for
+from pdadmm.admm.updates import Moments, assemble_p_, assemble_W, inverse_p, spd_solve, update_q_u_
 from pdadmm.parallel.device import switched_on
 from pdadmm.parallel.launch import together
 from pdadmm.parallel.transport import Transport
 
-__all__ = ["LARGEST", "SETTING", "Stack", "stacked", "stacks_on"]
+__all__ = ["SETTING", "Stack", "small_and_plain", "stacked", "stacks_on"]
 
 SETTING = "PDADMM_STACKS"  # environment variable: 0 updates layer after layer on a GPU, too
 # Numbers in an array of one layer: beyond, its updates fill a GPU by themselves, and their launches cost little.
@@ -36,16 +35,16 @@ class Stack:
         self.layers, self.index, self.penalties = list(layers), lowest.index, lowest.penalties
         assert lowest.target is not None
         self.activation, self.shard, self.target = lowest.activation, lowest.shard, lowest.target
-        self.belows = [links_of(layer)[0] for layer in layers]
-        self.aboves = [links_of(layer)[1] for layer in layers]
+        self.belows = [link for layer in layers for link in layer.belows]
+        self.aboves = [link for layer in layers for link in layer.aboves]
         links = [self.belows[0], *self.aboves]
-        self.p, self.q, self.u = (torch.stack([getattr(link, name) for link in links]) for name in ("p", "q", "u"))
+        self.p, self.q, self.u = gathered(links, "p", "q", "u")
         for link, *own in zip(links, self.p, self.q, self.u, strict=True):
             link.adopt(*own)
-        self.z, self.r = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("z", "r"))
+        self.z, self.r = gathered(layers, "z", "r")
         for layer, z, r in zip(layers, self.z, self.r, strict=True):
             layer.z, layer.r = z, r
-        self.set_weights(*(torch.stack([getattr(layer, name) for layer in layers]) for name in ("W", "b", "centre")))
+        self.set_weights(*gathered(layers, "W", "b", "centre"))
         self.unit = self.z.new_tensor([layer.unit for layer in layers])
 
     def set_weights(self, W: Tensor, b: Tensor, centre: Tensor) -> None:
@@ -65,12 +64,7 @@ class Stack:
 
     def update_p(self) -> None:
         """p of every layer from q and u of the link below it."""
-        q, u, rho = self.q[:-1], self.u[:-1], self.penalties.rho
-        fused = updates_for(self.right, q, u)
-        if fused is not None:
-            fused.assemble_p_(self.right, q, u, rho)
-        else:
-            self.right.add_(q, alpha=rho).sub_(u)
+        assemble_p_(self.right, self.q[:-1], self.u[:-1], self.penalties.rho)
         torch.bmm(self.right, self.inverse, out=self.p[:-1])
         del self.inverse
 
@@ -121,11 +115,9 @@ class Stack:
         return [Terms(**dict(zip(sums, column, strict=True))) for column in columns]
 
 
-def links_of(layer: HiddenLayer) -> tuple[Link, Link]:
-    """Return the links below and above a hidden layer."""
-    assert layer.below is not None
-    assert layer.above is not None
-    return layer.below, layer.above
+def gathered(holders: Sequence[Any], *names: str) -> list[Tensor]:
+    """Return an array of each name that has those of all holders, one behind the other."""
+    return [torch.stack([getattr(holder, name) for holder in holders]) for name in names]
 
 
 def stacks_on(device: torch.device, transport: Transport) -> bool:
@@ -139,16 +131,25 @@ def stacks_on(device: torch.device, transport: Transport) -> bool:
     return all(transport.allgather(together(transport, lambda: switched_on(SETTING))))
 
 
+def small_and_plain(layer: HiddenLayer, rows: int) -> bool:
+    """Whether a layer is small, in its exact form, with products in full, beside plain links of this rank."""
+    links = (*layer.belows, *layer.aboves)
+    return (
+        layer.exact
+        and layer.grid is None
+        and not layer.products.terms
+        and all(link.plain for link in links)
+        and rows * max(layer.W.shape) <= LARGEST
+    )
+
+
 def stackable(layer: Layer, rows: int) -> bool:
-    """Whether a layer may be part of a stack: hidden, small, in its exact form, beside plain links of this rank."""
+    """Whether a layer may be part of a stack: hidden, square, with nothing of its own that the others have not."""
     return (
         isinstance(layer, HiddenLayer)
         and layer.loss is None
-        and layer.exact
         and layer.target is not None
-        and not layer.products.terms
-        and all(link.plain for link in links_of(layer))
-        and rows * len(layer.W) <= LARGEST
+        and small_and_plain(layer, rows)
     )
 
 

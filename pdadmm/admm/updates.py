@@ -24,6 +24,7 @@ from pdadmm.quantize import Grid
 __all__ = [
     "Moments",
     "assemble_W",
+    "assemble_p_",
     "cholesky",
     "dual",
     "inverse_p",
@@ -51,8 +52,6 @@ def cholesky(A: Tensor) -> Tensor:
     rank while the others wait for it.
     """
     factor, info = torch.linalg.cholesky_ex(A)
-    if A.is_cpu and A.dim() == 2:
-        return factor.fill_(torch.nan) if int(info) else factor
     return factor.masked_fill_((info != 0)[..., None, None], torch.nan)  # without waiting for a device
 
 
@@ -122,12 +121,17 @@ def update_p_exact_(
     Shapes: p, q, u (V, m).
     """
     right, inverse = prepared
+    assemble_p_(right, q, u, rho)
+    products.mm(right, inverse, out=p)
+
+
+def assemble_p_(right: Tensor, q: Tensor, u: Tensor, rho: float) -> None:
+    """Add rho q - u to ``right``, the right-hand side of the exact p-update; all (V, m), or (K, V, m) of K layers."""
     fused = updates_for(right, q, u)
     if fused is not None:
         fused.assemble_p_(right, q, u, rho)
     else:
         right.add_(q, alpha=rho).sub_(u)
-    products.mm(right, inverse, out=p)
 
 
 def update_p_gradient_(
