@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pdadmm.standings import BACKPROP, standings
 from pdadmm.tuning import best_trial, tune, without_test
 from pdadmm.versions import versions
 
-__all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "TEST", "Contest", "compare", "read_summary"]
+__all__ = ["COLUMNS", "COMMON", "SPLIT_SEEDS", "TEST", "Contest", "common_parameters", "compare", "read_summary"]
 
 log = logging.getLogger("pdadmm")
 
@@ -135,7 +135,7 @@ class Contest:
 
     def check_common(self, solvers: Collection[str]) -> None:
         """Raise InputError for a value of ``common``, not the default, that plays no part with any of the solvers."""
-        default = {row.name: row.default for row in parameters(solver_class("pdadmm-g"))}
+        default = {row.name: row.default for row in common_parameters()}
         known = {row.name for solver in solvers for row in parameters(solver_class(solver))}
         for name, value in self.common.items():
             if name not in COMMON:
@@ -154,6 +154,11 @@ class Contest:
         if on_cpu:
             remedy = f"{', '.join(on_cpu)} would train on the CPU all the same"
             raise InputError("device", self.common["device"], "cpu with solvers that have no other", remedy)
+
+
+def common_parameters() -> list[Field[Any]]:
+    """Return the parameters of COMMON, as pdADMM-G declares them."""
+    return [row for row in parameters(solver_class("pdadmm-g")) if row.name in COMMON]
 
 
 def compare(
@@ -195,8 +200,7 @@ def _begin(contest: Contest, path: Path) -> dict[str, Any]:
     if not path.exists() or not path.stat().st_size:
         return {"contest": wanted, "commands": [], "targets": [], "rows": []}
     summary = read_summary(path)
-    rows = parameters(solver_class("pdadmm-g"))
-    defaults = json.loads(json.dumps({row.name: row.default for row in rows if row.name in COMMON}))
+    defaults = json.loads(json.dumps({row.name: row.default for row in common_parameters()}))
     wanted, found = ({**own, "common": defaults | own["common"]} for own in (wanted, summary["contest"]))
     differ = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if differ:

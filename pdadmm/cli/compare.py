@@ -14,9 +14,9 @@ from pdadmm.cli.common import (
     check_writable,
     start_logging,
 )
-from pdadmm.contest import COMMON, Contest, compare
-from pdadmm.parameters import fraction, one_of, parameters, whole
-from pdadmm.solvers import SOLVERS, solver_class
+from pdadmm.contest import Contest, common_parameters, compare
+from pdadmm.parameters import fraction, one_of, whole
+from pdadmm.solvers import SOLVERS
 from pdadmm.standings import table, table_of_work
 
 __all__ = ["run"]
@@ -26,7 +26,8 @@ def run(arguments: list[str]) -> int:
     """Run the contest, print its table and the parameters chosen."""
     given = _parser().parse_args(arguments)
     common = {
-        field.name: accepted(field.name, getattr(given, field.name), field.metadata["check"]) for field in _common()
+        field.name: accepted(field.name, getattr(given, field.name), field.metadata["check"])
+        for field in common_parameters()
     }
     contest = Contest(
         given.dataset,
@@ -56,10 +57,6 @@ def run(arguments: list[str]) -> int:
     for row in summary["rows"]:
         print(f"{row['solver']}, {row['layers']} layers: {_chosen(row)}")
     return 0
-
-
-def _common() -> list[Any]:
-    return [field for field in parameters(solver_class("pdadmm-g")) if field.name in COMMON]
 
 
 def _listed(name: str, text: str, check: Any) -> list[Any]:
@@ -114,5 +111,5 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flag("--summary", required=True, metavar="FILE", help="write the contest here (JSON), and go on with it")
     add_log_flags(own)
-    add_parameter_flags(parser, _common(), "common to all solvers")
+    add_parameter_flags(parser, common_parameters(), "common to all solvers")
     return parser
